@@ -1,0 +1,39 @@
+# Everything runs in .venv, which is made on first use. On a machine where
+# python3 is older than 3.11: make PYTHON=python3.12 ...
+PYTHON = python3
+BIN = .venv/bin
+SOURCES = pyproject.toml $(shell find psycogreen -type f -not -name '*.pyc')
+
+.PHONY: demo test lint format build clean
+
+demo: .venv/demo
+	PYTHONPATH=tools $(BIN)/python demo
+
+# The tests import the package as it is installed, never this folder's.
+test: .venv/test
+	$(BIN)/pytest
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+build: .venv/test
+	$(BIN)/python -m build
+
+.venv:
+	$(PYTHON) -m venv .venv
+
+# An extra's stamp. The package itself is always built anew: pip takes an
+# installed one of the same version for up to date.
+.venv/demo .venv/test: $(SOURCES) | .venv
+	$(BIN)/pip install --quiet '.[$(@F)]'
+	$(BIN)/pip install --quiet --no-deps --force-reinstall .
+	touch $@
+
+clean:
+	rm -rf .venv .cache build dist psycogreen.egg-info

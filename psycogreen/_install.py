@@ -1,0 +1,171 @@
+"""What waits for PostgreSQL in this process: installing it, removing it, telling it.
+
+psycopg2 holds one wait callback for the whole process and that is the only
+state there is: nothing here remembers what was installed, so that a fork, or
+somebody else's ``set_wait_callback()``, cannot make it wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import TypeAlias
+
+from psycopg2.extensions import connection, get_wait_callback, set_wait_callback
+
+WaitCallback: TypeAlias = Callable[[connection], object]
+
+FRAMEWORKS = ("gevent", "eventlet")
+
+# psycopg2's callback module of each framework. Two are of psycogreen's own, one
+# is what eventlet.monkey_patch() installs.
+_OWN = {f"psycogreen.{name}": name for name in FRAMEWORKS}
+_BUILTIN = {"eventlet.support.psycopg2_patcher": "eventlet"}
+
+
+class PatchConflict(RuntimeError):
+    """Another wait callback is installed, and `replace` was not asked for."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How psycopg2 waits in this process, at the moment of asking."""
+
+    framework: str | None
+    """``"gevent"`` or ``"eventlet"``; ``None`` if psycopg2 blocks, or waits with
+    a callback that belongs to neither."""
+
+    callback: str | None
+    """The dotted name of the wait callback, a foreign one too; ``None`` if
+    psycopg2 blocks."""
+
+    monkey_patched: bool
+    """Whether the standard library's sockets are monkey-patched by the
+    framework (by either, if *framework* is ``None``)."""
+
+    pid: int
+    """The process this was asked in."""
+
+
+def patch_psycopg(framework: str | None = None, *, replace: bool = False) -> None:
+    """Make every psycopg2 connection of this process wait cooperatively.
+
+    *framework* is ``"gevent"`` or ``"eventlet"``. With ``None`` it is the one
+    whose monkey patch of the standard library's sockets is in force.
+
+    Calling it again does nothing, in this process or in a fork of it, which
+    inherits the callback. It concerns all threads and all connections, those
+    already open too, from their next wait on. It may be called before or after
+    the framework's monkey-patching.
+
+    Raise `PatchConflict` if a callback of somebody else is installed, which
+    *replace* takes over instead. (eventlet's own built-in callback counts as
+    eventlet's, and a `functools.partial` of a callback as that callback: a
+    limit set with it stays in force.) Raise `ValueError` for an unknown
+    framework, `ImportError` for one that is missing or too old, `RuntimeError`
+    if *framework* is ``None`` and cannot be found out.
+    """
+    if framework is None:
+        framework = _detect()
+    elif framework not in FRAMEWORKS:
+        msg = f"unknown framework {framework!r}: it must be one of {_names()}"
+        raise ValueError(msg)
+    import_module(f"psycogreen.{framework}").patch_psycopg(replace=replace)
+
+
+def unpatch_psycopg() -> None:
+    """Make psycopg2 block again, if it waits with a callback of psycogreen.
+
+    Does nothing if none is installed, and never removes a foreign callback.
+    Waits that are under way end as they began.
+    """
+    if _owner(get_wait_callback(), _OWN):
+        set_wait_callback(None)
+
+
+def status() -> Status:
+    """Return how psycopg2 waits in this process, at this moment."""
+    callback = get_wait_callback()
+    framework = _owner(callback, _OWN | _BUILTIN)
+    patched = monkey_patched()
+    return Status(
+        framework=framework,
+        callback=None if callback is None else _name(callback),
+        monkey_patched=framework in patched if framework else bool(patched),
+        pid=os.getpid(),
+    )
+
+
+def install(callback: WaitCallback, *, replace: bool) -> None:
+    """Install *callback*, one of psycogreen's own, as `patch_psycopg` says."""
+    current = get_wait_callback()
+    wanted = _owner(callback, _OWN)
+    if _owner(current, _OWN) == wanted:
+        return
+    if not (current is None or _owner(current, _BUILTIN) == wanted or replace):
+        msg = (
+            f"psycopg2 already waits with {_name(current)}, not with {_name(callback)}: "
+            f"remove the call that installs the other, or pass replace=True to take over"
+        )
+        raise PatchConflict(msg)
+    set_wait_callback(callback)
+
+
+def monkey_patched() -> list[str]:
+    """Return the frameworks whose monkey patch of sockets is in force.
+
+    They are looked up among the modules already imported: a framework that
+    nobody has imported has patched nothing.
+    """
+    gevent = sys.modules.get("gevent.monkey")
+    eventlet = sys.modules.get("eventlet.patcher")
+    found = []
+    if gevent and gevent.is_module_patched("socket"):
+        found.append("gevent")
+    if eventlet and eventlet.is_monkey_patched("socket"):
+        found.append("eventlet")
+    return found
+
+
+def _detect() -> str:
+    match monkey_patched():
+        case [framework]:
+            return framework
+        case []:
+            msg = (
+                "no framework to wait with: neither gevent nor eventlet has "
+                "monkey-patched this process; call gevent.monkey.patch_all() or "
+                f"eventlet.monkey_patch() first, or name the framework ({_names()})"
+            )
+        case found:
+            msg = (
+                f"{' and '.join(found)} have both monkey-patched this process: "
+                f"name the framework to wait with ({_names()})"
+            )
+    raise RuntimeError(msg)
+
+
+def _names() -> str:
+    return ", ".join(map(repr, FRAMEWORKS))
+
+
+def _owner(callback: object, modules: dict[str, str]) -> str | None:
+    """Return whose *callback* is by the module it comes from, or ``None``."""
+    return modules.get(getattr(_unwrap(callback), "__module__", None) or "")
+
+
+def _name(callback: object) -> str:
+    """Return the dotted name of *callback*, or its `repr` if it has none."""
+    function = _unwrap(callback)
+    name = getattr(function, "__qualname__", None)
+    return f"{function.__module__}.{name}" if name else repr(function)
+
+
+def _unwrap(callback: object) -> object:
+    while isinstance(callback, partial):
+        callback = callback.func
+    return callback

@@ -1,0 +1,141 @@
+"""Server processes under observation: their output, their address, their end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+class Process:
+    """A process whose output is kept and can be waited for.
+
+    A context manager: what is left of the process and its children at the end
+    of the block is killed.
+    """
+
+    def __init__(
+        self, *command: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+    ) -> None:
+        """Start *command*, with *env* added to this process's environment."""
+        self.lines: list[str] = []
+        self._more = threading.Condition()
+        self._ended = False
+        # A session of its own, so that its children can be killed with it.
+        self.popen = subprocess.Popen(
+            command,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.popen.stdout:
+            with self._more:
+                self.lines.append(line.rstrip("\n"))
+                self._more.notify_all()
+        with self._more:
+            self._ended = True
+            self._more.notify_all()
+
+    def __enter__(self) -> Process:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Kill what is left."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+        self._reader.join(10)
+        self.popen.stdout.close()
+
+    @property
+    def output(self) -> str:
+        """Everything it has printed so far."""
+        return "\n".join(self.lines)
+
+    def matches(self, pattern: str) -> list[re.Match[str]]:
+        """Return the lines printed so far that *pattern* is found in, as matches."""
+        return [
+            found for line in list(self.lines) if (found := re.search(pattern, line))
+        ]
+
+    def await_line(
+        self, pattern: str, *, count: int = 1, timeout: float = 60
+    ) -> list[re.Match[str]]:
+        """Wait until *pattern* is found in *count* lines; return all its matches.
+
+        Raise `AssertionError` with the output if the process ends before, or
+        after *timeout* seconds.
+        """
+        deadline = time.monotonic() + timeout
+        with self._more:
+            while len(found := self.matches(pattern)) < count:
+                left = deadline - time.monotonic()
+                if self._ended or not self._more.wait(left):
+                    state = "ended" if self._ended else f"ran for {timeout:g} s"
+                    msg = f"{state} without {count} x {pattern!r}:\n{self.output}"
+                    raise AssertionError(msg)
+            return found
+
+    def stop(self, sig: int = signal.SIGTERM, timeout: float = 60) -> int:
+        """Send *sig*, wait for the end, and return the exit status."""
+        self.popen.send_signal(sig)
+        status = self.popen.wait(timeout)
+        self._reader.join(10)
+        return status
+
+
+class HttpServer(Process):
+    """A process that serves HTTP, at `address`."""
+
+    address: tuple[str, int]
+
+    @property
+    def url(self) -> str:
+        """The server's URL, without a slash at the end."""
+        host, port = self.address
+        return f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def gunicorn(
+    app: str,
+    *options: str,
+    env: Mapping[str, str] | None = None,
+    python: str = sys.executable,
+) -> Iterator[HttpServer]:
+    """Run gunicorn, with one worker unless *options* say otherwise.
+
+    *app* is found in examples/, demo/ and tests/apps/.
+    """
+    folders = [
+        ROOT / "examples",
+        ROOT / "demo",
+        ROOT / "tests" / "apps",
+        ROOT / "tools",
+    ]
+    path = os.pathsep.join(map(str, folders))
+    # -P: not the package of the current directory, but the installed one.
+    command = [python, "-P", "-m", "gunicorn", "--bind=127.0.0.1:0", *options, app]
+    with HttpServer(*command, env={"PYTHONPATH": path, **(env or {})}) as server:
+        [listening] = server.await_line(r"Listening at: https?://([\d.]+):(\d+)")
+        server.address = (listening[1], int(listening[2]))
+        yield server
