@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Self
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,7 +55,7 @@ class Process:
             self._ended = True
             self._more.notify_all()
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Self:
         """Return itself."""
         return self
 
@@ -98,6 +99,10 @@ class Process:
     def stop(self, sig: int = signal.SIGTERM, timeout: float = 60) -> int:
         """Send *sig*, wait for the end, and return the exit status."""
         self.popen.send_signal(sig)
+        return self.wait(timeout)
+
+    def wait(self, timeout: float = 60) -> int:
+        """Wait for the end, and return the exit status."""
         status = self.popen.wait(timeout)
         self._reader.join(10)
         return status
@@ -107,6 +112,11 @@ class HttpServer(Process):
     """A process that serves HTTP, at `address`."""
 
     address: tuple[str, int]
+
+    def await_listening(self) -> None:
+        """Wait until it prints where it listens, as gunicorn does."""
+        [listening] = self.await_line(r"Listening at: https?://([\d.]+):(\d+)")
+        self.address = (listening[1], int(listening[2]))
 
     @property
     def url(self) -> str:
@@ -136,6 +146,5 @@ def gunicorn(
     # -P: not the package of the current directory, but the installed one.
     command = [python, "-P", "-m", "gunicorn", "--bind=127.0.0.1:0", *options, app]
     with HttpServer(*command, env={"PYTHONPATH": path, **(env or {})}) as server:
-        [listening] = server.await_line(r"Listening at: https?://([\d.]+):(\d+)")
-        server.address = (listening[1], int(listening[2]))
+        server.await_listening()
         yield server

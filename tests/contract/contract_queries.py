@@ -1,0 +1,314 @@
+"""Whatever psycopg2 can be asked to do, it does while the loop goes on."""
+
+import hashlib
+import os
+import select
+
+import psycopg2
+import psycopg2.extras
+import pytest
+from psycopg2 import errors, extensions
+from run import BACKENDS
+
+import psycogreen
+
+SLEEP = "pg_sleep(0.1)"
+
+
+def test_backend(green):
+    """The loop is the one that was asked for, not a default."""
+    asked = BACKENDS[os.environ["PSYCOGREEN_TEST_BACKEND"]]
+    [name] = asked.values()
+    assert name.split("-")[0] in green.loop_name()
+
+
+def test_status(green):
+    """The status names the callback and the monkey patch."""
+    status = psycogreen.status()
+    assert status.framework == green.name
+    assert status.callback == f"psycogreen.{green.name}.{green.name}_wait_callback"
+    assert status.monkey_patched
+    assert status.pid == os.getpid()
+
+
+def test_query(green, conn):
+    """A query returns its rows, and others run meanwhile."""
+    cursor = conn.cursor()
+    with green.ticking():
+        cursor.execute(f"select %s, {SLEEP}", ("hello",))
+    assert cursor.fetchall() == [("hello", "")]
+
+
+def test_long_query(green, conn):
+    """The loop goes on all the while that a 10 second query runs."""
+    with green.ticking(at_least=500) as ticker:
+        conn.cursor().execute("select pg_sleep(10)")
+    # 50 ms is the aim and the figure to expect; the bound allows for noise.
+    assert ticker.longest_stall < 0.5
+    print(f"longest stall: {ticker.longest_stall * 1000:.1f} ms")
+
+
+def test_queries_overlap(green, connect):
+    """Queries on several connections run at once, as the server sees them."""
+    conns = [connect() for _ in range(20)]
+    observer = connect().cursor()
+
+    def query(conn):
+        conn.cursor().execute("select pg_sleep(2) /* overlap */")
+
+    tasks = [green.spawn(query, conn) for conn in conns]
+    at_once = 0
+    while at_once < 20:
+        green.sleep(0.01)
+        observer.execute(
+            "select count(*) from pg_stat_activity where state = 'active'"
+            " and query like '%overlap */'"
+        )
+        [at_once] = observer.fetchone()
+        observer.connection.rollback()
+    for task in tasks:
+        green.wait(task)
+
+
+def test_unix_socket(green):
+    """It waits on a unix socket just as well."""
+    conn = psycopg2.connect(os.environ["PSYCOGREEN_TEST_UNIX_DSN"])
+    with green.ticking():
+        conn.cursor().execute(f"select {SLEEP}")
+    conn.close()
+
+
+def test_error(green, conn):
+    """An error in the query leaves the connection usable."""
+    cursor = conn.cursor()
+    with green.ticking(), pytest.raises(errors.DivisionByZero):
+        cursor.execute(f"select 1 / (length({SLEEP}::text))")
+    conn.rollback()
+    cursor.execute("select 1")
+    assert cursor.fetchone() == (1,)
+
+
+def test_transaction(green, connect):
+    """Commit and rollback do what they say."""
+    conn, other = connect(), connect()
+    cursor = conn.cursor()
+    cursor.execute("drop table if exists transaction_test")
+    cursor.execute("create table transaction_test (n int)")
+    conn.commit()
+    with green.ticking():
+        with conn:
+            cursor.execute(f"insert into transaction_test select 1 from {SLEEP}")
+        cursor.execute(f"insert into transaction_test select 2 from {SLEEP}")
+        conn.rollback()
+    reader = other.cursor()
+    reader.execute("select n from transaction_test")
+    assert reader.fetchall() == [(1,)]
+
+
+def test_deferred_commit(green, conn):
+    """A commit that takes its time lets others run as well."""
+    cursor = conn.cursor()
+    cursor.execute(
+        """
+        create temporary table slow_commit (n int);
+        create function pg_temp.wait() returns trigger language plpgsql
+            as 'begin perform pg_sleep(0.1); return null; end';
+        create constraint trigger wait after insert on slow_commit
+            deferrable initially deferred for each row
+            execute function pg_temp.wait()
+        """
+    )
+    conn.commit()
+    cursor.execute("insert into slow_commit values (1)")
+    with green.ticking():
+        conn.commit()
+
+
+def test_lock(green, connect):
+    """One greenlet waits for a row that another one has locked."""
+    holder, waiter = connect(), connect()
+    setup = holder.cursor()
+    setup.execute("drop table if exists lock_test")
+    setup.execute("create table lock_test as select 1 as n")
+    holder.commit()
+    setup.execute("select n from lock_test for update")
+    order = []
+
+    def update():
+        waiter.cursor().execute("update lock_test set n = 2")
+        order.append("updated")
+
+    task = green.spawn(update)
+    with green.ticking():
+        green.sleep(0.1)
+    order.append("released")
+    holder.commit()
+    green.wait(task)
+    assert order == ["released", "updated"]
+
+
+def test_named_cursor(green, conn):
+    """A server-side cursor fetches in portions."""
+    with conn.cursor("portions") as cursor:
+        cursor.itersize = 3
+        with green.ticking():
+            cursor.execute("select n, pg_sleep(0.02) from generate_series(1, 10) n")
+            assert [n for n, _ in cursor] == list(range(1, 11))
+        cursor.scroll(0, mode="absolute")
+        assert [n for n, _ in cursor.fetchmany(2)] == [1, 2]
+
+
+def test_executemany(green, conn):
+    """Many statements wait one after the other."""
+    cursor = conn.cursor()
+    cursor.execute("create temporary table many (n int)")
+    with green.ticking():
+        cursor.executemany(
+            "insert into many select %s from pg_sleep(0.02)", [(n,) for n in range(10)]
+        )
+    cursor.execute("select count(*) from many")
+    assert cursor.fetchone() == (10,)
+
+
+def test_execute_values(green, conn):
+    """psycopg2.extras' helpers, with more than one page."""
+    cursor = conn.cursor()
+    cursor.execute("create temporary table pages (n int)")
+    psycopg2.extras.execute_values(
+        cursor, "insert into pages values %s", [(n,) for n in range(250)]
+    )
+    cursor.execute("select count(*) from pages")
+    assert cursor.fetchone() == (250,)
+
+
+def test_notice(green, conn):
+    """Notices arrive, also while the query still runs."""
+    with green.ticking():
+        conn.cursor().execute(
+            "do $$ begin raise notice 'one'; perform pg_sleep(0.1);"
+            " raise notice 'two'; end $$"
+        )
+    assert [notice.split()[-1] for notice in conn.notices] == ["one", "two"]
+
+
+def test_notify(green, connect):
+    """A listener waits for its socket, and finds the notification there."""
+    listener, sender = connect(), connect()
+    for conn in listener, sender:
+        conn.set_session(autocommit=True)
+    listener.cursor().execute("listen news")
+
+    def listen():
+        select.select([listener], [], [], 30)
+        listener.poll()
+        return listener.notifies.pop()
+
+    task = green.spawn(listen)
+    with green.ticking():
+        green.sleep(0.1)
+    sender.cursor().execute("notify news, 'extra'")
+    notification = green.wait(task)
+    assert (notification.channel, notification.payload) == ("news", "extra")
+
+
+def test_large_result(green, conn):
+    """A result of 50 MB comes in whole."""
+    cursor = conn.cursor()
+    with green.ticking():
+        cursor.execute("select n, repeat('x', 1000) from generate_series(1, 50000) n")
+    assert cursor.rowcount == 50000
+    assert all(len(text) == 1000 for _, text in cursor)
+
+
+def test_large_parameter(green, conn):
+    """A parameter of 20 MB goes out whole."""
+    cursor = conn.cursor()
+    text = "0123456789" * 2_000_000
+    with green.ticking():
+        cursor.execute(f"select md5(%s), {SLEEP}", (text,))
+    assert cursor.fetchone()[0] == hashlib.md5(text.encode()).hexdigest()
+
+
+def test_asynchronous_connection(green, dsn):
+    """The callback also waits for psycopg2's own asynchronous connections."""
+    conn = psycopg2.connect(dsn, async_=True)
+    green.callback(conn)
+    cursor = conn.cursor()
+    with green.ticking():
+        cursor.execute(f"select 42, {SLEEP}")
+        green.callback(conn)
+    assert cursor.fetchone()[0] == 42
+    with pytest.raises(errors.DivisionByZero):
+        cursor.execute("select 1 / 0")
+        green.callback(conn)
+    cursor.execute("select 43")
+    green.callback(conn)
+    assert cursor.fetchone() == (43,)
+    conn.close()
+
+
+def test_busy_connection(green, conn):
+    """A second greenlet on a busy connection is told so, and the first goes on."""
+    cursor = conn.cursor()
+    task = green.spawn(cursor.execute, f"select 1, {SLEEP}")
+    green.sleep(0.02)
+    with pytest.raises(psycopg2.ProgrammingError, match="underway"):
+        conn.cursor().execute("select 2")
+    green.wait(task)
+    assert cursor.fetchone()[0] == 1
+
+
+def test_ssl_refused(green, dsn):
+    """A server without SSL, when SSL is required, is an ordinary error."""
+    with pytest.raises(psycopg2.OperationalError, match="SSL"):
+        psycopg2.connect(dsn, sslmode="require")
+
+
+def test_ssl_preferred(green, dsn):
+    """A server without SSL, when SSL is preferred, is connected to in plain text."""
+    psycopg2.connect(dsn, sslmode="prefer").close()
+
+
+def test_password(green, dsn):
+    """The right password lets one in and a wrong one is an ordinary error."""
+    user = {"user": "with_password"}
+    psycopg2.connect(dsn, **user, password="right").close()
+    with pytest.raises(
+        psycopg2.OperationalError, match="password authentication failed"
+    ):
+        psycopg2.connect(dsn, **user, password="wrong")
+
+
+def test_connection_refused(green):
+    """A port where nobody listens is an ordinary error."""
+    with pytest.raises(psycopg2.OperationalError, match="refused"):
+        psycopg2.connect("host=127.0.0.1 port=1")
+
+
+def test_terminated(green, connect):
+    """A backend that is terminated in the middle of a query is an ordinary error."""
+    conn, other = connect(), connect()
+    task = green.spawn(conn.cursor().execute, "select pg_sleep(10)")
+    with green.ticking():
+        green.sleep(0.1)
+    other.cursor().execute("select pg_terminate_backend(%s)", (conn.info.backend_pid,))
+    with pytest.raises(psycopg2.OperationalError, match="terminating connection"):
+        green.wait(task)
+    assert conn.closed
+
+
+def test_isolation_level(green, connect):
+    """Setting up a session waits in green mode too."""
+    conn = connect()
+    conn.set_session(isolation_level=extensions.ISOLATION_LEVEL_SERIALIZABLE)
+    cursor = conn.cursor()
+    cursor.execute("show transaction_isolation")
+    assert cursor.fetchone() == ("serializable",)
+
+
+def test_client_encoding(green, conn):
+    """Another client encoding, which psycopg2 asks the server for."""
+    conn.set_client_encoding("LATIN1")
+    cursor = conn.cursor()
+    cursor.execute("select 'é'")
+    assert cursor.fetchone() == ("é",)

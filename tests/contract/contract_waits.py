@@ -1,0 +1,108 @@
+"""The wait callback itself: its limit, its interruption, its errors."""
+
+from functools import partial
+
+import psycopg2
+import pytest
+from psycopg2.extensions import set_wait_callback
+
+import psycogreen
+
+
+def test_timeout(green, conn):
+    """A wait beyond the limit raises, and psycopg2 closes the connection."""
+    set_wait_callback(partial(green.callback, timeout=0.2))
+    with (
+        green.ticking(),
+        pytest.raises(psycogreen.WaitTimeout, match=r"silent for 0\.2 seconds"),
+    ):
+        conn.cursor().execute("select pg_sleep(30)")
+    assert conn.closed
+
+
+def test_timeout_is_an_operational_error(green, conn):
+    """What handles psycopg2's errors handles a timeout too."""
+    set_wait_callback(partial(green.callback, timeout=0.01))
+    with pytest.raises(psycopg2.OperationalError):
+        conn.cursor().execute("select pg_sleep(30)")
+
+
+def test_timeout_is_for_each_wait(green, conn):
+    """A query may take longer than the limit if the server speaks meanwhile."""
+    conn.autocommit = True
+    set_wait_callback(partial(green.callback, timeout=1))
+    conn.cursor().execute(
+        "do $$ begin for n in 1..8 loop raise notice '%', n;"
+        " perform pg_sleep(0.2); end loop; end $$"
+    )
+    assert len(conn.notices) == 8
+
+
+@pytest.mark.parametrize("timeout", [None, -1, -0.5])
+def test_no_timeout(green, conn, timeout):
+    """None and negative numbers are no limit."""
+    set_wait_callback(partial(green.callback, timeout=timeout))
+    with green.ticking():
+        conn.cursor().execute("select pg_sleep(0.1)")
+
+
+def test_timeout_of_an_asynchronous_connection(green, dsn):
+    """An explicit wait has the limit as well, and the wait can be taken up again."""
+    conn = psycopg2.connect(dsn, async_=True)
+    green.callback(conn, timeout=30)
+    cursor = conn.cursor()
+    cursor.execute("select 1, pg_sleep(0.5)")
+    with pytest.raises(psycogreen.WaitTimeout):
+        green.callback(conn, timeout=0.1)
+    green.callback(conn)
+    assert cursor.fetchone()[0] == 1
+    conn.close()
+
+
+def test_partial_stays(green):
+    """Patching leaves a limit in force that was set with a partial."""
+    limited = partial(green.callback, timeout=1)
+    set_wait_callback(limited)
+    psycogreen.patch_psycopg()
+    assert psycopg2.extensions.get_wait_callback() is limited
+    assert psycogreen.status().framework == green.name
+
+
+@pytest.mark.parametrize("state", [7, -1, "ready"])
+def test_unknown_state(green, state):
+    """A state that psycopg2 does not have is an error that shows it."""
+
+    class Strange:
+        def poll(self):
+            return state
+
+    with pytest.raises(psycopg2.OperationalError, match=repr(state)):
+        green.callback(Strange())
+
+
+def test_framework_timeout(green, conn):
+    """The framework's own Timeout interrupts a query, and comes out as it is."""
+    timeout = green.Timeout(0.1)
+    with pytest.raises(green.Timeout) as caught, timeout:
+        conn.cursor().execute("select pg_sleep(30)")
+    assert caught.value is timeout
+    assert conn.closed
+
+
+def test_kill(green, conn):
+    """A greenlet is killed in the middle of a query."""
+    ended = []
+
+    def query():
+        try:
+            conn.cursor().execute("select pg_sleep(30)")
+        finally:
+            ended.append(True)
+
+    task = green.spawn(query)
+    with green.ticking():
+        green.sleep(0.1)
+    green.kill(task)
+    green.sleep(0.01)
+    assert ended == [True]
+    assert conn.closed

@@ -1,0 +1,125 @@
+"""What the contract suite needs of a framework, under one set of names."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from ticker import Ticker
+
+import psycogreen
+
+
+class Framework:
+    """The coroutine library that this process is monkey-patched by."""
+
+    name: str
+    module: ModuleType
+    """psycogreen's module for it."""
+    callback: Callable[..., None]
+    Timeout: type[BaseException]
+    sleep: Callable[[float], object]
+    spawn: Callable[..., object]
+
+    def wait(self, task: object) -> object:
+        """Wait for the end of a spawned *task*; return or raise what it did."""
+        raise NotImplementedError
+
+    def kill(self, task: object) -> None:
+        """Kill a spawned *task*, wherever it is."""
+        raise NotImplementedError
+
+    def loop_name(self) -> str:
+        """Return the name of the loop in use, as the framework has it."""
+        raise NotImplementedError
+
+    @contextmanager
+    def ticking(self, at_least: int = 5) -> Iterator[Ticker]:
+        """Assert that the loop goes on during the block: *at_least* so many ticks."""
+        ticker = Ticker(self.sleep)
+        task = self.spawn(ticker.run)
+        self.sleep(0)
+        try:
+            yield ticker
+            assert ticker.ticks >= at_least, (
+                f"{ticker.ticks} ticks: the loop stood still"
+            )
+        finally:
+            self.kill(task)
+
+
+class Gevent(Framework):
+    """gevent."""
+
+    name = "gevent"
+
+    def __init__(self) -> None:
+        """Import it."""
+        import gevent
+
+        import psycogreen.gevent
+
+        self._gevent = gevent
+        self.module = psycogreen.gevent
+        self.callback = psycogreen.gevent.gevent_wait_callback
+        self.Timeout = gevent.Timeout
+        self.sleep = gevent.sleep
+        self.spawn = gevent.spawn
+
+    def wait(self, task: object) -> object:
+        """Wait for *task*."""
+        return task.get()
+
+    def kill(self, task: object) -> None:
+        """Kill *task*."""
+        task.kill()
+
+    def loop_name(self) -> str:
+        """Return the module of the loop's class."""
+        return type(self._gevent.get_hub().loop).__module__
+
+
+class Eventlet(Framework):
+    """eventlet."""
+
+    name = "eventlet"
+
+    def __init__(self) -> None:
+        """Import it."""
+        import eventlet
+        from eventlet import hubs
+
+        import psycogreen.eventlet
+
+        self._hubs = hubs
+        self.module = psycogreen.eventlet
+        self.callback = psycogreen.eventlet.eventlet_wait_callback
+        self.Timeout = eventlet.Timeout
+        self.sleep = eventlet.sleep
+        self.spawn = eventlet.spawn
+
+    def wait(self, task: object) -> object:
+        """Wait for *task*."""
+        return task.wait()
+
+    def kill(self, task: object) -> None:
+        """Kill *task*."""
+        task.kill()
+
+    def loop_name(self) -> str:
+        """Return the module of the hub's class."""
+        return type(self._hubs.get_hub()).__module__
+
+
+def current() -> Framework:
+    """Return the framework that run.py has patched this process with."""
+    patched = psycogreen.status().framework or (
+        "gevent" if "gevent.monkey" in sys.modules else "eventlet"
+    )
+    return {"gevent": Gevent, "eventlet": Eventlet}[patched]()
+
+
+DSN = os.environ.get("PSYCOGREEN_TEST_DSN", "")

@@ -1,0 +1,42 @@
+"""Run the contract suite under one wait callback, in this process.
+
+Usage: run.py BACKEND [pytest's arguments]
+
+The monkey patch comes first, before pytest and psycopg2 are imported, as in an
+application.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+# What each backend sets in the environment; its framework comes first in its name.
+BACKENDS = {
+    "gevent-libev": {"GEVENT_LOOP": "libev-cext"},
+    "gevent-libuv": {"GEVENT_LOOP": "libuv-cffi"},
+    "eventlet-epolls": {"EVENTLET_HUB": "epolls"},
+    "eventlet-asyncio": {"EVENTLET_HUB": "asyncio"},
+}
+
+
+def main() -> None:
+    """Monkey-patch, then hand over to pytest."""
+    backend, *arguments = sys.argv[1:]
+    os.environ.update(BACKENDS[backend])
+    if backend.startswith("gevent"):
+        from gevent import monkey
+
+        monkey.patch_all()
+    else:
+        import eventlet
+
+        eventlet.monkey_patch()
+    import pytest
+
+    here = Path(__file__).parent
+    suite = map(str, sorted(here.glob("contract_*.py")))
+    sys.exit(pytest.main([*suite, "-p", "no:cacheprovider", *arguments]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""What the examples' output has to show."""
+
+import re
+
+
+def assert_overlap(output):
+    """Assert that queries and downloads, all of them, went on side by side."""
+    events = re.findall(r"(query|download) (\d) (start|end)", output)
+    assert sorted(events) == sorted(
+        (job, str(n), event)
+        for job, times in (("query", 3), ("download", 2))
+        for n in range(times)
+        for event in ("start", "end")
+    ), output
+    # Both first jobs begin before either has ended. One after the other, the
+    # first to begin would end before the other one's start.
+    assert {job for job, _, event in events[:2]} == {"query", "download"}, output
+    assert [event for _, _, event in events[:2]] == ["start", "start"], output
+    # And the first download, 0.3 s long, outlasts the first query, 0.2 s long.
+    order = [(job, n) for job, n, event in events if event == "end"]
+    assert order.index(("query", "0")) < order.index(("download", "0")), output
+    assert order.index(("download", "0")) < order.index(("query", "2")), output

@@ -1,0 +1,39 @@
+"""Every example runs: an example that nobody runs rots."""
+
+import re
+import sys
+
+import pytest
+from load import requests
+from servers import ROOT, HttpServer
+
+
+@pytest.mark.parametrize("framework", ["gevent", "eventlet"])
+def test_server(framework, dsn, examples):
+    """A server of one's own, which calls patch_psycopg() itself, is green."""
+    program = str(examples / f"{framework}_server.py")
+    env = {"DSN": dsn, "PYTHONPATH": str(examples)}
+    with HttpServer(sys.executable, "-P", program, env=env) as server:
+        server.await_listening()
+        requests(50, f"{server.url}/sleep/0.0")  # opens the connections
+        results = requests(50, f"{server.url}/sleep/0.2")
+        assert [result.error for result in results] == [None] * 50
+        # One after the other they take 10 s.
+        assert max(result.end for result in results) < 2.5
+
+
+def test_demo(python, tmp_path, monkeypatch):
+    """The demo shows a worker that stands still, and one that does not."""
+    monkeypatch.chdir(tmp_path)
+    output = python(ROOT / "demo", COLUMNS="200")
+    rows = re.findall(
+        r"│ (psycopg2 as it comes|with psycogreen) +│ (\d+) of (\d+)", output
+    )
+    assert rows == [
+        ("psycopg2 as it comes", "50", "50"),
+        ("with psycogreen", "50", "50"),
+        ("psycopg2 as it comes", "0", "21"),
+        ("with psycogreen", "21", "21"),
+    ], output
+    assert f"{tmp_path}/timeline.svg" in output
+    assert "<svg" in (tmp_path / "timeline.svg").read_text()

@@ -1,0 +1,8 @@
+"""The classic example under gevent: queries and downloads overlap."""
+
+from overlap import assert_overlap
+
+
+def test_overlap(python, examples):
+    """While one job waits for PostgreSQL, the other one goes on, and vice versa."""
+    assert_overlap(python(examples / "gevent_example.py"))

@@ -1,0 +1,215 @@
+"""psycogreen in gunicorn's real processes."""
+
+import json
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg2
+import pytest
+from load import request, requests
+from servers import gunicorn
+
+CONF = ("-c", "python:psycogreen.integrations.gunicorn_conf")
+GEVENT_WORKER = ("-k", "psycogreen.integrations.gevent_worker.GeventWorker")
+
+INSTALLED = r"\[(\d+)\] \[INFO\] psycogreen: gevent wait callback installed"
+LEFT_ALONE = r"\[(\d+)\] \[INFO\] psycogreen: no wait callback installed: (.*)"
+BOOTING = r"\[(\d+)\] \[INFO\] Booting worker"
+
+WAYS = {
+    "configuration": ("-k", "gevent", *CONF),
+    "worker": GEVENT_WORKER,
+    "both": (*GEVENT_WORKER, *CONF),
+    "pywsgi": ("-k", "gevent_pywsgi", *CONF),
+    "derived worker": ("-k", "own_worker.Worker", *CONF),
+}
+
+POST_FORK_IMPORTED = "from psycogreen.integrations.gunicorn_conf import post_fork"
+POST_FORK_CALLED = """
+from psycogreen.integrations import gunicorn_conf
+
+def post_fork(server, worker):
+    gunicorn_conf.post_fork(server, worker)
+    worker.log.info("my own post_fork")
+"""
+
+
+def pids(server, pattern):
+    """Return the process ids, sorted, of the lines that match."""
+    return sorted(match[1] for match in server.matches(pattern))
+
+
+@pytest.fixture
+def serve(dsn):
+    """`servers.gunicorn`, with the database in its environment."""
+
+    def serve(app, *options, **env):
+        return gunicorn(app, *options, env={"DSN": dsn, **env})
+
+    return serve
+
+
+@pytest.fixture
+def active(dsn):
+    """Return how many queries like the pattern PostgreSQL is running."""
+    conn = psycopg2.connect(dsn)
+    conn.autocommit = True
+    cursor = conn.cursor()
+
+    def active(pattern):
+        cursor.execute(
+            "select count(*) from pg_stat_activity where state = 'active'"
+            " and pid <> pg_backend_pid() and query like %s",
+            (pattern,),
+        )
+        return cursor.fetchone()[0]
+
+    yield active
+    conn.close()
+
+
+def await_(condition, timeout=30):
+    """Wait until the condition holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_concurrent_requests(serve, way):
+    """50 requests that wait 0.2 s each are served together, by one worker."""
+    with serve("flask_app:app", *WAYS[way]) as server:
+        requests(50, f"{server.url}/sleep/0.0")  # opens the connections
+        results = requests(50, f"{server.url}/sleep/0.2")
+        assert [result.error for result in results] == [None] * 50
+        # One after the other they take 10 s; together 0.22 s on an idle machine.
+        assert max(result.end for result in results) < 2.5
+        assert len(pids(server, INSTALLED)) == 1
+
+
+def test_without_psycogreen(serve):
+    """The same requests without psycogreen wait for each other: the test can fail."""
+    with serve("flask_app:app", "-k", "gevent") as server:
+        requests(10, f"{server.url}/sleep/0.0")
+        results = requests(10, f"{server.url}/sleep/0.2")
+        assert max(result.end for result in results) > 1.9
+
+
+@pytest.mark.parametrize("way", ["configuration", "worker", "both"])
+def test_two_workers(serve, way):
+    """Each of two workers installs the callback, once."""
+    with serve("flask_app:app", *WAYS[way], "--workers=2") as server:
+        server.await_line(INSTALLED, count=2)
+        results = requests(50, f"{server.url}/sleep/0.2")
+        assert [result.error for result in results] == [None] * 50
+        assert pids(server, INSTALLED) == pids(server, BOOTING)
+
+
+def test_reload(serve):
+    """After SIGHUP each new worker installs the callback, once."""
+    with serve("status_app:app", *WAYS["both"], "--workers=2") as server:
+        server.await_line(INSTALLED, count=2)
+        server.popen.send_signal(signal.SIGHUP)
+        server.await_line(INSTALLED, count=4)
+        server.await_line("Worker exiting", count=2)
+        assert json.loads(request(server.url).body)["framework"] == "gevent"
+        assert len(set(pids(server, INSTALLED))) == 4
+        assert pids(server, INSTALLED) == pids(server, BOOTING)
+
+
+def test_max_requests(serve):
+    """Workers that are recycled are green again, once each."""
+    options = (*WAYS["configuration"], "--max-requests=5")
+    with serve("status_app:app", *options) as server:
+        seen = set()
+        while len(seen) < 4:
+            answer = request(server.url)
+            if not answer.error:  # the worker may have left with the request
+                status = json.loads(answer.body)
+                assert status["framework"] == "gevent"
+                seen.add(status["pid"])
+        assert pids(server, INSTALLED) == pids(server, BOOTING)
+
+
+def test_graceful_stop(serve, active):
+    """A worker that is told to stop finishes the query in flight."""
+    with serve("flask_app:app", *WAYS["configuration"]) as server:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(request, f"{server.url}/sleep/2.25")
+            await_(lambda: active("select pg_sleep(2.25)"))
+            assert server.stop(signal.SIGTERM) == 0
+        assert answer.result().error is None
+        assert json.loads(answer.result().body) == {"slept": 2.25}
+
+
+@pytest.mark.parametrize("worker", ["sync", "gthread", "tornado", "asgi"])
+def test_blocking_workers(serve, worker):
+    """A worker that is not green is left alone, and the log says so once."""
+    app = "status_app:asgi_app" if worker == "asgi" else "status_app:app"
+    with serve(app, "-k", worker, *CONF, "--workers=2") as server:
+        lines = server.await_line(LEFT_ALONE, count=2)
+        status = json.loads(request(server.url).body)
+        assert (status["framework"], status["callback"]) == (None, None)
+        assert pids(server, LEFT_ALONE) == pids(server, BOOTING)
+        assert not server.matches(INSTALLED)
+        name = {
+            "sync": "SyncWorker",
+            "gthread": "ThreadWorker",
+            "tornado": "TornadoWorker",
+            "asgi": "ASGIWorker",
+        }[worker]
+        assert all(line[2].startswith(f"{name} is not a gevent") for line in lines)
+
+
+@pytest.mark.parametrize("conf", [POST_FORK_IMPORTED, POST_FORK_CALLED])
+def test_own_configuration(serve, tmp_path, conf):
+    """A configuration of one's own takes post_fork in, or calls it."""
+    path = tmp_path / "conf.py"
+    path.write_text(f"{conf}\nworkers = 2\nworker_class = 'gevent'\n")
+    with serve("status_app:app", "-c", str(path)) as server:
+        server.await_line(INSTALLED, count=2)
+        assert pids(server, INSTALLED) == pids(server, BOOTING)
+
+
+@pytest.mark.parametrize("way", ["configuration", "worker", "both"])
+def test_preload(serve, way):
+    """Connections opened before the fork are warned of, with their number."""
+    options = (*WAYS[way], "--preload", "--workers=2")
+    with serve("preloaded_app:app", *options) as server:
+        server.await_line(INSTALLED, count=2)
+        warning = (
+            r"\[(\d+)\] \[WARNING\] psycogreen: .* before the fork: 2\. .*post_fork"
+        )
+        assert pids(server, warning) == pids(server, BOOTING)
+
+
+def test_preload_without_connections(serve):
+    """An application that opens its connections in the worker is not warned."""
+    with serve("status_app:app", *WAYS["configuration"], "--preload") as server:
+        server.await_line(INSTALLED)
+        assert "WARNING" not in server.output
+
+
+def test_preload_in_a_blocking_worker(serve):
+    """Shared connections are as wrong in a worker that is not green."""
+    with serve("preloaded_app:app", *CONF, "--preload") as server:
+        server.await_line(LEFT_ALONE)
+        server.await_line(r"WARNING.* before the fork: 2\.")
+
+
+def test_conflict(dsn, tmp_path):
+    """A worker whose callback is somebody else's does not boot, and says why."""
+    path = tmp_path / "conf.py"
+    path.write_text(
+        "import psycopg2.extras\n"
+        "from psycogreen.integrations import gunicorn_conf\n"
+        "def post_fork(server, worker):\n"
+        "    psycopg2.extensions.set_wait_callback(psycopg2.extras.wait_select)\n"
+        "    gunicorn_conf.post_fork(server, worker)\n"
+    )
+    with gunicorn("status_app:app", "-k", "gevent", "-c", str(path)) as server:
+        assert server.wait() == 3  # gunicorn: a worker failed to boot
+        assert "PatchConflict" in server.output
+        assert "psycopg2.extras.wait_select" in server.output

@@ -1,0 +1,312 @@
+"""What is installed in a process: once, by whom, and how it goes again."""
+
+import textwrap
+
+import pytest
+
+MONKEY_PATCH = {
+    "gevent": "from gevent import monkey; monkey.patch_all()",
+    "eventlet": "import eventlet; eventlet.monkey_patch(psycopg=False)",
+}
+FRAMEWORKS = list(MONKEY_PATCH)
+
+each_framework = pytest.mark.parametrize("framework", FRAMEWORKS)
+
+START = """
+import os, sys
+import psycopg2
+from psycopg2.extensions import get_wait_callback, set_wait_callback
+from psycopg2.extras import wait_select
+"""
+
+
+@pytest.fixture
+def run(python):
+    """Run code in a new process, after the imports that all of it needs."""
+
+    def run(code, *, patched=None, **options):
+        start = MONKEY_PATCH[patched] + "\n" if patched else ""
+        return python(start + START + textwrap.dedent(code), **options)
+
+    return run
+
+
+def test_import_is_light(python):
+    """Importing psycogreen brings in no framework, and patches nothing."""
+    python(
+        "import psycogreen, sys\n"
+        "from psycopg2.extensions import get_wait_callback\n"
+        "found = {name.split('.')[0] for name in sys.modules}\n"
+        "assert not found & {'gevent', 'eventlet', 'greenlet', 'uwsgi'}, found\n"
+        "assert get_wait_callback() is None"
+    )
+
+
+@each_framework
+def test_import_of_a_framework_patches_nothing(run, framework):
+    """Importing a framework's module installs nothing and monkey-patches nothing."""
+    run(
+        f"""
+        import psycogreen.{framework}
+        assert get_wait_callback() is None
+        assert not psycogreen.status().monkey_patched
+        """
+    )
+
+
+@each_framework
+def test_names_of_version_1(run, framework):
+    """Every public name of psycogreen 1.0.2 is there, called as it was called."""
+    run(
+        f"""
+        import psycogreen.{framework}
+        assert psycogreen.{framework}.patch_psycopg() is None
+        callback = psycogreen.{framework}.{framework}_wait_callback
+        assert get_wait_callback() is callback
+        connection = psycopg2.connect(os.environ["DSN"], async_=True)
+        callback(connection, timeout=30)
+        callback(connection, None)
+        callback(connection, -1)
+        """
+    )
+
+
+@each_framework
+def test_by_name(run, framework):
+    """A framework is installed by its name, monkey-patched or not."""
+    run(
+        f"""
+        import psycogreen
+        psycogreen.patch_psycopg({framework!r})
+        status = psycogreen.status()
+        assert status == psycogreen.Status(
+            framework={framework!r},
+            callback="psycogreen.{framework}.{framework}_wait_callback",
+            monkey_patched=False,
+            pid=os.getpid(),
+        ), status
+        """
+    )
+
+
+@each_framework
+def test_detected(run, framework):
+    """The framework whose monkey patch is in force is found out."""
+    run(
+        f"""
+        import psycogreen
+        psycogreen.patch_psycopg()
+        assert psycogreen.status().framework == {framework!r}
+        assert psycogreen.status().monkey_patched
+        """,
+        patched=framework,
+    )
+
+
+def test_nothing_to_detect(run):
+    """Without a monkey patch the error says what to call, imported or not."""
+    run(
+        """
+        import gevent.monkey, eventlet, psycogreen
+        try:
+            psycogreen.patch_psycopg()
+        except RuntimeError as ex:
+            assert "gevent.monkey.patch_all()" in str(ex)
+            assert "eventlet.monkey_patch()" in str(ex)
+        else:
+            raise AssertionError
+        """
+    )
+
+
+def test_too_much_to_detect(run):
+    """With both monkey patches in force nobody guesses."""
+    run(
+        """
+        import eventlet.patcher, psycogreen
+        eventlet.patcher.already_patched["socket"] = True
+        try:
+            psycogreen.patch_psycopg()
+        except RuntimeError as ex:
+            assert "gevent and eventlet have both" in str(ex), ex
+        else:
+            raise AssertionError
+        """,
+        patched="gevent",
+    )
+
+
+def test_unknown_framework(run):
+    """An unknown name is shown, with the known ones."""
+    run(
+        """
+        import psycogreen
+        try:
+            psycogreen.patch_psycopg("twisted")
+        except ValueError as ex:
+            assert "'twisted'" in str(ex) and "'gevent', 'eventlet'" in str(ex)
+        else:
+            raise AssertionError
+        """
+    )
+
+
+@each_framework
+def test_idempotent(run, framework):
+    """Patching again does nothing, in the process and in a fork of it."""
+    run(
+        f"""
+        import warnings, psycogreen
+        psycogreen.patch_psycopg({framework!r})
+        installed = get_wait_callback()
+        psycogreen.patch_psycopg({framework!r})
+        psycogreen.{framework}.patch_psycopg()
+        assert get_wait_callback() is installed
+        warnings.simplefilter("ignore")  # eventlet warns of any fork
+        pid = os.fork()
+        if not pid:
+            psycogreen.patch_psycopg({framework!r})
+            ok = get_wait_callback() is installed
+            os._exit(0 if ok and psycogreen.status().pid == os.getpid() else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        """
+    )
+
+
+@each_framework
+def test_conflict(run, framework):
+    """A foreign callback is not replaced unasked; the error names both."""
+    run(
+        f"""
+        import psycogreen
+        set_wait_callback(wait_select)
+        try:
+            psycogreen.patch_psycopg({framework!r})
+        except psycogreen.PatchConflict as ex:
+            assert "psycopg2.extras.wait_select" in str(ex)
+            assert "psycogreen.{framework}.{framework}_wait_callback" in str(ex)
+            assert "replace=True" in str(ex)
+        else:
+            raise AssertionError
+        assert get_wait_callback() is wait_select
+        status = psycogreen.status()
+        assert status.framework is None
+        assert status.callback == "psycopg2.extras.wait_select"
+        psycogreen.patch_psycopg({framework!r}, replace=True)
+        assert psycogreen.status().framework == {framework!r}
+        """
+    )
+
+
+def test_two_frameworks(run):
+    """Two frameworks in one process: the second one is told of the first."""
+    run(
+        """
+        import psycogreen.gevent, psycogreen.eventlet
+        psycogreen.gevent.patch_psycopg()
+        try:
+            psycogreen.eventlet.patch_psycopg()
+        except psycogreen.PatchConflict as ex:
+            assert "gevent_wait_callback" in str(ex) and "eventlet_wait" in str(ex)
+        else:
+            raise AssertionError
+        assert psycogreen.status().framework == "gevent"
+        psycogreen.eventlet.patch_psycopg(replace=True)
+        assert psycogreen.status().framework == "eventlet"
+        """
+    )
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_builtin_callback_of_eventlet(run, order):
+    """Eventlet's own callback is taken over, whichever comes first."""
+    calls = ["eventlet.monkey_patch()", "psycogreen.patch_psycopg('eventlet')"]
+    first, second = calls if order == "before" else reversed(calls)
+    run(
+        f"""
+        import eventlet, psycogreen
+        {first}
+        {second}
+        name = psycogreen.status().callback
+        assert name == "psycogreen.eventlet.eventlet_wait_callback", name
+        """
+    )
+
+
+def test_builtin_callback_of_eventlet_is_not_gevents(run):
+    """Eventlet's own callback counts as eventlet's, also for whom it is in the way."""
+    run(
+        """
+        import eventlet, psycogreen
+        eventlet.monkey_patch()
+        assert psycogreen.status().framework == "eventlet"
+        try:
+            psycogreen.patch_psycopg("gevent")
+        except psycogreen.PatchConflict as ex:
+            assert "eventlet.support.psycopg2_patcher" in str(ex)
+        else:
+            raise AssertionError
+        psycogreen.unpatch_psycopg()
+        assert get_wait_callback() is not None
+        """
+    )
+
+
+@each_framework
+def test_unpatch(run, framework):
+    """Unpatching makes psycopg2 block again; doing it twice is nothing."""
+    run(
+        f"""
+        import psycogreen
+        psycogreen.unpatch_psycopg()
+        psycogreen.patch_psycopg({framework!r})
+        psycogreen.unpatch_psycopg()
+        assert get_wait_callback() is None
+        psycogreen.unpatch_psycopg()
+        status = psycogreen.status()
+        assert (status.framework, status.callback) == (None, None)
+        """
+    )
+
+
+def test_unpatch_leaves_what_is_foreign(run):
+    """A foreign callback is never removed."""
+    run(
+        """
+        import psycogreen
+        set_wait_callback(wait_select)
+        psycogreen.unpatch_psycopg()
+        assert get_wait_callback() is wait_select
+        """
+    )
+
+
+def test_foreign_callable_without_a_name(run):
+    """A callback that is an object, not a function, is shown as it shows itself."""
+    run(
+        """
+        import psycogreen
+        class Callback:
+            def __call__(self, conn): pass
+            def __repr__(self): return "<my callback>"
+        set_wait_callback(Callback())
+        assert psycogreen.status().callback == "<my callback>"
+        """
+    )
+
+
+@each_framework
+def test_unpatched_queries_block(run, framework):
+    """After unpatching, queries work as psycopg2 has always made them."""
+    run(
+        f"""
+        import psycogreen
+        psycogreen.patch_psycopg({framework!r})
+        connection = psycopg2.connect(os.environ["DSN"])
+        psycogreen.unpatch_psycopg()
+        cursor = connection.cursor()
+        cursor.execute("select 1")
+        assert cursor.fetchone() == (1,)
+        """,
+        patched=framework,
+    )

@@ -1,0 +1,79 @@
+"""The distributions: what is in them, and that they install and work."""
+
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import TESTS
+
+import psycogreen
+
+ROOT = TESTS.parent
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory):
+    """The wheel, built from the sdist, and the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    [wheel] = folder.glob("*.whl")
+    [sdist] = folder.glob("*.tar.gz")
+    return wheel, sdist
+
+
+def test_the_tests_test_the_installed_package():
+    """What is imported here is the package as installed, not the source tree."""
+    assert ROOT / "psycogreen" not in Path(psycogreen.__file__).parents
+    assert "site-packages" in psycogreen.__file__
+
+
+def test_wheel(distributions):
+    """The wheel has every module, the marker for type checkers and the licence."""
+    wheel, _ = distributions
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = (ROOT / "psycogreen").rglob("*.py")
+    assert {str(path.relative_to(ROOT)) for path in modules} <= set(names)
+    assert "psycogreen/py.typed" in names
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+    metadata = next(name for name in names if name.endswith("/METADATA"))
+    assert (
+        "License-Expression: BSD-3-Clause"
+        in zipfile.ZipFile(wheel).read(metadata).decode()
+    )
+
+
+def test_sdist(distributions):
+    """The sdist has what the wheel is built from."""
+    _, sdist = distributions
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"README.rst", "LICENSE", "pyproject.toml", "psycogreen/py.typed"} <= names
+
+
+def test_fresh_install(distributions, tmp_path):
+    """In an environment of its own it says what else to install, then works."""
+    wheel, _ = distributions
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+
+    def run(*arguments):
+        return subprocess.run(
+            [python, *arguments], capture_output=True, text=True, check=False
+        )
+
+    assert run("-m", "pip", "install", str(wheel)).returncode == 0
+    missing = run("-P", "-c", "import psycogreen")
+    assert missing.returncode == 1
+    assert "pip install psycopg2-binary" in missing.stderr
+    assert run("-m", "pip", "install", "psycopg2-binary").returncode == 0
+    code = "import psycogreen; psycogreen.patch_psycopg('gevent')"
+    missing = run("-P", "-c", code)
+    assert "pip install 'gevent>=" in missing.stderr
+    installed = run("-P", "-c", "import psycogreen; print(psycogreen.__version__)")
+    assert installed.stdout.strip() == psycogreen.__version__

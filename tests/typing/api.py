@@ -1,0 +1,41 @@
+"""The public interface as a type checker sees it. Never run: mypy reads it."""
+
+from functools import partial
+from typing import assert_type
+
+import psycopg2
+from psycopg2.extensions import set_wait_callback
+
+import psycogreen
+import psycogreen.eventlet
+import psycogreen.gevent
+
+assert_type(psycogreen.__version__, str)
+
+psycogreen.patch_psycopg()
+psycogreen.patch_psycopg("gevent")
+psycogreen.patch_psycopg("eventlet", replace=True)
+psycogreen.gevent.patch_psycopg()
+psycogreen.gevent.patch_psycopg(replace=True)
+psycogreen.eventlet.patch_psycopg()
+psycogreen.eventlet.patch_psycopg(replace=True)
+psycogreen.unpatch_psycopg()
+
+status = psycogreen.status()
+assert_type(status, psycogreen.Status)
+assert_type(status.framework, str | None)
+assert_type(status.callback, str | None)
+assert_type(status.monkey_patched, bool)
+assert_type(status.pid, int)
+
+try:
+    conn = psycopg2.connect("", async_=True)
+    psycogreen.gevent.gevent_wait_callback(conn)
+    psycogreen.gevent.gevent_wait_callback(conn, timeout=1.5)
+    psycogreen.eventlet.eventlet_wait_callback(conn, None)
+except psycogreen.WaitTimeout as ex:
+    error: psycopg2.OperationalError = ex
+except psycogreen.PatchConflict as ex:
+    conflict: RuntimeError = ex
+
+set_wait_callback(partial(psycogreen.gevent.gevent_wait_callback, timeout=1))
