@@ -27,7 +27,7 @@ def test_demo(python, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     output = python(ROOT / "demo", COLUMNS="200")
     rows = re.findall(
-        r"│ (psycopg2 as it comes|with psycogreen) +│ (\d+) of (\d+)", output
+        r"│ (psycopg2 as it comes|with psycogreen) +│ +(\d+) of (\d+)", output
     )
     assert rows == [
         ("psycopg2 as it comes", "50", "50"),
