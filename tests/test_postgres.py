@@ -85,7 +85,9 @@ def test_owner_killed(source):
 def test_interrupted_owner(source):
     """Ctrl-C ends the owner, and the server with it."""
     code = (
-        "import time\n"
+        "import signal, time\n"
+        # A shell's background jobs, and what they start, ignore SIGINT.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from psycogreen._postgres import postgres\n"
         "with postgres() as server:\n"
         "    print(server.pid, flush=True)\n"
