@@ -16,14 +16,9 @@ except ModuleNotFoundError as ex:
     )
     raise ImportError(msg, name="psycopg2") from ex
 
-from psycogreen._install import (
-    PatchConflict,
-    Status,
-    patch_psycopg,
-    status,
-    unpatch_psycopg,
-)
-from psycogreen._waiting import WaitTimeout
+from psycogreen._blocking import blocking
+from psycogreen._errors import PatchConflict, WaitTimeout
+from psycogreen._install import Status, patch_psycopg, status, unpatch_psycopg
 
 __version__ = "2.0.0.dev0"
 
@@ -32,6 +27,7 @@ __all__ = [
     "Status",
     "WaitTimeout",
     "__version__",
+    "blocking",
     "patch_psycopg",
     "status",
     "unpatch_psycopg",

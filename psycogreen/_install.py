@@ -1,23 +1,22 @@
 """What waits for PostgreSQL in this process: installing it, removing it, telling it.
 
-psycopg2 holds one wait callback for the whole process and that is the only
-state there is: nothing here remembers what was installed, so that a fork, or
-somebody else's ``set_wait_callback()``, cannot make it wrong.
+psycopg2 holds one wait callback for the whole process. What is installed is
+always read from there, not remembered, so that a fork, or somebody else's
+``set_wait_callback()``, cannot make it wrong.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import TypeAlias
 
-from psycopg2.extensions import connection, get_wait_callback, set_wait_callback
+from psycopg2.extensions import get_wait_callback
 
-WaitCallback: TypeAlias = Callable[[connection], object]
+from psycogreen import _blocking, _cancel, _connecting
+from psycogreen._errors import PatchConflict
 
 FRAMEWORKS = ("gevent", "eventlet")
 
@@ -25,10 +24,6 @@ FRAMEWORKS = ("gevent", "eventlet")
 # is what eventlet.monkey_patch() installs.
 _OWN = {f"psycogreen.{name}": name for name in FRAMEWORKS}
 _BUILTIN = {"eventlet.support.psycopg2_patcher": "eventlet"}
-
-
-class PatchConflict(RuntimeError):
-    """Another wait callback is installed, and `replace` was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +45,34 @@ class Status:
     pid: int
     """The process this was asked in."""
 
+    resolve_hosts: bool
+    """Whether host names are resolved without blocking the loop. ``False`` too if
+    psycopg2 has no place for that: connecting works, and blocks to resolve."""
 
-def patch_psycopg(framework: str | None = None, *, replace: bool = False) -> None:
+    cancel_interrupted: bool
+    """Whether a query is cancelled on the server when its wait is interrupted."""
+
+
+def patch_psycopg(
+    framework: str | None = None,
+    *,
+    resolve_hosts: bool = True,
+    cancel_interrupted: bool = True,
+    replace: bool = False,
+) -> None:
     """Make every psycopg2 connection of this process wait cooperatively.
 
     *framework* is ``"gevent"`` or ``"eventlet"``. With ``None`` it is the one
     whose monkey patch of the standard library's sockets is in force.
 
+    With *resolve_hosts* the names of hosts are resolved off the loop and passed
+    to libpq as ``hostaddr``, beside the name. (Not if the connection string names
+    a service: its file may name other hosts.) With *cancel_interrupted* a query
+    whose wait is interrupted, by a timeout or a kill, is cancelled on the server
+    too, for which the wait goes on for up to one second.
+
     Calling it again does nothing, in this process or in a fork of it, which
-    inherits the callback. It concerns all threads and all connections, those
+    inherits the callback and the options. It concerns all threads and all connections, those
     already open too, from their next wait on. It may be called before or after
     the framework's monkey-patching.
 
@@ -74,7 +88,11 @@ def patch_psycopg(framework: str | None = None, *, replace: bool = False) -> Non
     elif framework not in FRAMEWORKS:
         msg = f"unknown framework {framework!r}: it must be one of {_names()}"
         raise ValueError(msg)
-    import_module(f"psycogreen.{framework}").patch_psycopg(replace=replace)
+    import_module(f"psycogreen.{framework}").patch_psycopg(
+        resolve_hosts=resolve_hosts,
+        cancel_interrupted=cancel_interrupted,
+        replace=replace,
+    )
 
 
 def unpatch_psycopg() -> None:
@@ -83,8 +101,9 @@ def unpatch_psycopg() -> None:
     Does nothing if none is installed, and never removes a foreign callback.
     Waits that are under way end as they began.
     """
-    if _owner(get_wait_callback(), _OWN):
-        set_wait_callback(None)
+    if _owner(_blocking.get_callback(), _OWN):
+        _blocking.set_callback(None)
+        _connecting.remove()
 
 
 def status() -> Status:
@@ -92,27 +111,42 @@ def status() -> Status:
     callback = get_wait_callback()
     framework = _owner(callback, _OWN | _BUILTIN)
     patched = monkey_patched()
+    connect = _connecting.installed()
     return Status(
         framework=framework,
         callback=None if callback is None else _name(callback),
         monkey_patched=framework in patched if framework else bool(patched),
         pid=os.getpid(),
+        resolve_hosts=bool(callback and connect and connect.resolve),
+        cancel_interrupted=bool(_owner(callback, _OWN) and _cancel.enabled),
     )
 
 
-def install(callback: WaitCallback, *, replace: bool) -> None:
+def install(
+    callback: _blocking.WaitCallback,
+    *,
+    resolve: _connecting.Resolve | None,
+    cancel_interrupted: bool,
+    replace: bool,
+) -> None:
     """Install *callback*, one of psycogreen's own, as `patch_psycopg` says."""
-    current = get_wait_callback()
+    current = _blocking.get_callback()
     wanted = _owner(callback, _OWN)
-    if _owner(current, _OWN) == wanted:
+    installed = _owner(current, _OWN) == wanted
+    if installed and _connecting.installed():
         return
-    if not (current is None or _owner(current, _BUILTIN) == wanted or replace):
+    if not (
+        current is None or installed or _owner(current, _BUILTIN) == wanted or replace
+    ):
         msg = (
             f"psycopg2 already waits with {_name(current)}, not with {_name(callback)}: "
             f"remove the call that installs the other, or pass replace=True to take over"
         )
         raise PatchConflict(msg)
-    set_wait_callback(callback)
+    if not installed:
+        _blocking.set_callback(callback)
+    _connecting.install(resolve)
+    _cancel.enabled = cancel_interrupted
 
 
 def monkey_patched() -> list[str]:

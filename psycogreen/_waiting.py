@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Protocol
 
 import psycopg2
-from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection
+from psycopg2.extensions import (
+    POLL_OK,
+    POLL_READ,
+    POLL_WRITE,
+    STATUS_READY,
+    connection,
+)
 
-
-class WaitTimeout(psycopg2.OperationalError):
-    """A single wait for PostgreSQL took longer than the callback's *timeout*.
-
-    psycopg2 closes the connection, as it does whenever a wait callback raises.
-
-    This is not a `TimeoutError`: Python refuses a class that derives from both
-    (their instances are laid out differently in memory), and an application
-    on psycopg2 handles database errors.
-    """
+from psycogreen._cancel import cancel
+from psycogreen._deadline import STATUS_CONNECTING, ConnectWait
+from psycogreen._errors import WaitTimeout
 
 
 class SocketWait(Protocol):
@@ -33,11 +32,47 @@ def wait(conn: connection, wait_socket: SocketWait, timeout: float | None) -> No
     """Poll *conn* until it is ready, waiting with *wait_socket* in between.
 
     *timeout* limits each single wait, in seconds; ``None`` or a negative
-    number is no limit. Raise `psycopg2.OperationalError` on a poll state that
-    is not psycopg2's.
+    number is no limit. While it connects, libpq's ``connect_timeout`` limits it
+    as well. A query whose wait is interrupted is cancelled on the server; then
+    what interrupted it goes on its way.
     """
     if timeout is not None and timeout < 0:
         timeout = None
+    # What only poll() is asked of is no less of a connection.
+    if getattr(conn, "status", STATUS_READY) in STATUS_CONNECTING:
+        _wait_connected(conn, ConnectWait(conn, wait_socket), timeout)
+    else:
+        _wait_answered(conn, wait_socket, timeout)
+
+
+def _wait_answered(
+    conn: connection, wait_socket: SocketWait, timeout: float | None
+) -> None:
+    try:
+        _poll(conn, wait_socket, timeout)
+    except BaseException as ex:
+        # An error of psycopg2's is the query's own end, unless it is our limit.
+        if isinstance(ex, WaitTimeout) or not isinstance(ex, psycopg2.Error):
+            cancel(conn, wait_socket, ex)
+        raise
+
+
+def _wait_connected(
+    conn: connection, wait_socket: ConnectWait, timeout: float | None
+) -> None:
+    try:
+        _poll(conn, wait_socket, timeout)
+    except BaseException as ex:
+        if isinstance(ex, psycopg2.OperationalError):
+            wait_socket.complete(ex)
+        # psycopg2 leaves the socket open until the connection is collected, and
+        # the traceback may keep it for long.
+        if not conn.async_:
+            conn.close()
+        raise
+
+
+def _poll(conn: connection, wait_socket: SocketWait, timeout: float | None) -> None:
     while (state := conn.poll()) != POLL_OK:
         if state != POLL_READ and state != POLL_WRITE:
             msg = f"unknown state from connection.poll(): {state!r}"
@@ -45,8 +80,3 @@ def wait(conn: connection, wait_socket: SocketWait, timeout: float | None) -> No
         # Ask for the descriptor each time: while it connects, libpq may move on
         # to another socket (the next host, or plain text after refused SSL).
         wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=timeout)
-
-
-def timed_out(timeout: float) -> WaitTimeout:
-    """Return the error for a wait that took longer than *timeout* seconds."""
-    return WaitTimeout(f"wait timed out: PostgreSQL was silent for {timeout:g} seconds")

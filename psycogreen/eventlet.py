@@ -5,17 +5,24 @@ Importing this module imports eventlet and patches nothing.
 
 from __future__ import annotations
 
+import _socket
+import functools
+import socket
 from typing import TYPE_CHECKING
 
-from psycogreen import _install
+import psycopg2
+
+from psycogreen import _install, _native
 from psycogreen._requirements import require
 
 require("eventlet")
 
-from eventlet import patcher
-from eventlet.hubs import trampoline
+from eventlet import hubs, patcher
+from greenlet import getcurrent
 
-from psycogreen._waiting import timed_out, wait
+from psycogreen._errors import wait_timeout
+from psycogreen._offload import in_thread
+from psycogreen._waiting import wait
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -23,15 +30,26 @@ if TYPE_CHECKING:
 __all__ = ["eventlet_wait_callback", "patch_psycopg"]
 
 
-def patch_psycopg(*, replace: bool = False) -> None:
+def patch_psycopg(
+    *,
+    resolve_hosts: bool = True,
+    cancel_interrupted: bool = True,
+    replace: bool = False,
+) -> None:
     """Make psycopg2 wait with eventlet's hub, in this process and its forks.
 
     The same as ``psycogreen.patch_psycopg("eventlet", ...)``; see
-    `psycogreen.patch_psycopg` for *replace*, repetition, and what is raised.
+    `psycogreen.patch_psycopg` for the arguments, repetition, and what is raised.
     The callback that eventlet brings along itself is taken over, whether
-    ``eventlet.monkey_patch()`` comes before this call or after it.
+    ``eventlet.monkey_patch()`` comes before this call or after it. Host names
+    are resolved by the system's resolver in a native thread.
     """
-    _install.install(eventlet_wait_callback, replace=replace)
+    _install.install(
+        eventlet_wait_callback,
+        resolve=_resolve if resolve_hosts else None,
+        cancel_interrupted=cancel_interrupted,
+        replace=replace,
+    )
     # eventlet.monkey_patch() installs its own callback, over any other, unless
     # it has this on record. (Asking it for monkey_patch(psycopg=True) instead
     # would make a hub, too early before a fork.)
@@ -43,7 +61,8 @@ def eventlet_wait_callback(conn: connection, timeout: float | None = -1) -> None
 
     psycopg2 calls it once `patch_psycopg()` has installed it. An application
     may call it too, after ``psycopg2.connect(..., async_=True)`` and after each
-    ``execute()`` on such a connection.
+    ``execute()`` on such a connection. In a native thread without a hub it
+    blocks the thread.
 
     *timeout* limits each single wait for the socket, in seconds; ``None`` or a
     negative number is no limit. To install it with a limit::
@@ -52,19 +71,33 @@ def eventlet_wait_callback(conn: connection, timeout: float | None = -1) -> None
             functools.partial(eventlet_wait_callback, timeout=1))
 
     Raise `psycogreen.WaitTimeout` when a wait takes longer, and whatever is
-    thrown into the waiting greenthread, such as an `eventlet.Timeout`.
+    thrown into the waiting greenthread, such as an `eventlet.Timeout`. Raise
+    `psycopg2.ProgrammingError` in the hub, which must not wait.
     """
     wait(conn, _wait_socket, timeout)
 
 
 def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
-    if timeout is None:
-        trampoline(fd, read=not write, write=write)
-    else:
-        trampoline(
-            fd,
-            read=not write,
-            write=write,
-            timeout=timeout,
-            timeout_exc=timed_out(timeout),
+    hub = getattr(hubs._threadlocal, "hub", None)
+    # In the main thread eventlet makes a hub when it is first asked for. A native
+    # thread that has none must not get one for being in a database's way.
+    if hub is None and not _native.is_main_thread():
+        _native.wait_socket(fd, write=write, timeout=timeout)
+        return
+    if hub is not None and hub.greenlet is getcurrent():
+        msg = (
+            "cannot wait for PostgreSQL in eventlet's hub: what its timers and "
+            "listeners call must not block; spawn a greenthread for it"
         )
+        raise psycopg2.ProgrammingError(msg)
+    error = None if timeout is None else wait_timeout(timeout)
+    hubs.trampoline(fd, read=not write, write=write, timeout=timeout, timeout_exc=error)
+
+
+def _resolve(host: str) -> list[str]:
+    """Return the addresses of *host*, in the system's order."""
+    # _socket is the C module below socket: eventlet patches the latter.
+    family, kind = socket.AF_UNSPEC, socket.SOCK_STREAM
+    getaddrinfo = functools.partial(_socket.getaddrinfo, host, None, family, kind)
+    found = in_thread(getaddrinfo, _wait_socket)
+    return [str(address[0]) for *_, address in found]

@@ -5,16 +5,22 @@ Importing this module imports gevent and patches nothing.
 
 from __future__ import annotations
 
+import _socket
+import socket
 from typing import TYPE_CHECKING
 
-from psycogreen import _install
+import psycopg2
+
+from psycogreen import _install, _native
 from psycogreen._requirements import require
 
 require("gevent")
 
-from gevent.socket import wait_read, wait_write
+import gevent.socket
+from gevent._hub_local import get_hub_if_exists
 
-from psycogreen._waiting import timed_out, wait
+from psycogreen._errors import wait_timeout
+from psycogreen._waiting import wait
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -22,13 +28,24 @@ if TYPE_CHECKING:
 __all__ = ["gevent_wait_callback", "patch_psycopg"]
 
 
-def patch_psycopg(*, replace: bool = False) -> None:
+def patch_psycopg(
+    *,
+    resolve_hosts: bool = True,
+    cancel_interrupted: bool = True,
+    replace: bool = False,
+) -> None:
     """Make psycopg2 wait with gevent's loop, in this process and its forks.
 
     The same as ``psycogreen.patch_psycopg("gevent", ...)``; see
-    `psycogreen.patch_psycopg` for *replace*, repetition, and what is raised.
+    `psycogreen.patch_psycopg` for the arguments, repetition, and what is raised.
+    Host names are resolved by gevent's resolver.
     """
-    _install.install(gevent_wait_callback, replace=replace)
+    _install.install(
+        gevent_wait_callback,
+        resolve=_resolve if resolve_hosts else None,
+        cancel_interrupted=cancel_interrupted,
+        replace=replace,
+    )
 
 
 def gevent_wait_callback(conn: connection, timeout: float | None = None) -> None:
@@ -36,7 +53,8 @@ def gevent_wait_callback(conn: connection, timeout: float | None = None) -> None
 
     psycopg2 calls it once `patch_psycopg()` has installed it. An application
     may call it too, after ``psycopg2.connect(..., async_=True)`` and after each
-    ``execute()`` on such a connection.
+    ``execute()`` on such a connection. In a native thread without a hub it
+    blocks the thread.
 
     *timeout* limits each single wait for the socket, in seconds; ``None`` or a
     negative number is no limit. To install it with a limit::
@@ -45,14 +63,44 @@ def gevent_wait_callback(conn: connection, timeout: float | None = None) -> None
             functools.partial(gevent_wait_callback, timeout=1))
 
     Raise `psycogreen.WaitTimeout` when a wait takes longer, and whatever is
-    thrown into the waiting greenlet, such as a `gevent.Timeout`.
+    thrown into the waiting greenlet, such as a `gevent.Timeout`. Raise
+    `psycopg2.ProgrammingError` in the hub, which must not wait.
     """
     wait(conn, _wait_socket, timeout)
 
 
 def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
-    wait_ready = wait_write if write else wait_read
+    if not _in_greenlet():
+        _native.wait_socket(fd, write=write, timeout=timeout)
+        return
+    wait_ready = gevent.socket.wait_write if write else gevent.socket.wait_read
     if timeout is None:
         wait_ready(fd)
     else:
-        wait_ready(fd, timeout, timed_out(timeout))
+        wait_ready(fd, timeout, wait_timeout(timeout))
+
+
+def _resolve(host: str) -> list[str]:
+    """Return the addresses of *host*, in the resolver's order."""
+    # _socket is the C module below socket, which gevent never patches.
+    module = gevent.socket if _in_greenlet() else _socket
+    found = module.getaddrinfo(host, None, socket.AF_UNSPEC, socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
+
+
+def _in_greenlet() -> bool:
+    """Return whether there is a loop to wait with, or one may be made, here.
+
+    In the main thread gevent makes a hub when it is first asked for. A native
+    thread that has none must not get one for being in a database's way.
+    """
+    hub = get_hub_if_exists()
+    if hub is None:
+        return _native.is_main_thread()
+    if hub is gevent.getcurrent():
+        msg = (
+            "cannot wait for PostgreSQL in gevent's hub: what a loop's callback "
+            "calls must not block; spawn a greenlet for it"
+        )
+        raise psycopg2.ProgrammingError(msg)
+    return True

@@ -84,6 +84,8 @@ def test_by_name(run, framework):
             callback="psycogreen.{framework}.{framework}_wait_callback",
             monkey_patched=False,
             pid=os.getpid(),
+            resolve_hosts=True,
+            cancel_interrupted=True,
         ), status
         """
     )

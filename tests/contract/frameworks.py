@@ -28,12 +28,30 @@ class Framework:
         """Wait for the end of a spawned *task*; return or raise what it did."""
         raise NotImplementedError
 
-    def kill(self, task: object) -> None:
+    def kill(self, task: object, *ex: BaseException) -> None:
         """Kill a spawned *task*, wherever it is."""
         raise NotImplementedError
 
+    def throw(self, task: object, ex: BaseException) -> None:
+        """Throw *ex* into a spawned *task*, wherever it is."""
+        self.kill(task, ex)
+
     def loop_name(self) -> str:
         """Return the name of the loop in use, as the framework has it."""
+        raise NotImplementedError
+
+    def has_hub(self) -> bool:
+        """Return whether this thread has a hub."""
+        raise NotImplementedError
+
+    def in_thread_pool(
+        self, function: Callable[..., object], *arguments: object
+    ) -> object:
+        """Return what *function* returns, called in the framework's thread pool."""
+        raise NotImplementedError
+
+    def call_in_hub(self, function: Callable[[], object]) -> None:
+        """Let the hub's own greenlet call *function*, soon."""
         raise NotImplementedError
 
     @contextmanager
@@ -73,9 +91,25 @@ class Gevent(Framework):
         """Wait for *task*."""
         return task.get()
 
-    def kill(self, task: object) -> None:
+    def kill(self, task: object, *ex: BaseException) -> None:
         """Kill *task*."""
-        task.kill()
+        task.kill(*ex)
+
+    def has_hub(self) -> bool:
+        """Look where gevent keeps it."""
+        from gevent._hub_local import get_hub_if_exists
+
+        return get_hub_if_exists() is not None
+
+    def in_thread_pool(
+        self, function: Callable[..., object], *arguments: object
+    ) -> object:
+        """Call it in the hub's pool."""
+        return self._gevent.get_hub().threadpool.apply(function, arguments)
+
+    def call_in_hub(self, function: Callable[[], object]) -> None:
+        """Let the loop call it."""
+        self._gevent.get_hub().loop.run_callback(function)
 
     def loop_name(self) -> str:
         """Return the module of the loop's class."""
@@ -105,9 +139,25 @@ class Eventlet(Framework):
         """Wait for *task*."""
         return task.wait()
 
-    def kill(self, task: object) -> None:
+    def kill(self, task: object, *ex: BaseException) -> None:
         """Kill *task*."""
-        task.kill()
+        task.kill(*ex)
+
+    def has_hub(self) -> bool:
+        """Look where eventlet keeps it."""
+        return getattr(self._hubs._threadlocal, "hub", None) is not None
+
+    def in_thread_pool(
+        self, function: Callable[..., object], *arguments: object
+    ) -> object:
+        """Call it in tpool."""
+        from eventlet import tpool
+
+        return tpool.execute(function, *arguments)
+
+    def call_in_hub(self, function: Callable[[], object]) -> None:
+        """Let a timer of the hub call it."""
+        self._hubs.get_hub().schedule_call_global(0, function)
 
     def loop_name(self) -> str:
         """Return the module of the hub's class."""

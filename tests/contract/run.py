@@ -19,9 +19,8 @@ BACKENDS = {
 }
 
 
-def main() -> None:
-    """Monkey-patch, then hand over to pytest."""
-    backend, *arguments = sys.argv[1:]
+def patch(backend: str) -> None:
+    """Monkey-patch this process, for the loop that *backend* names."""
     os.environ.update(BACKENDS[backend])
     if backend.startswith("gevent"):
         from gevent import monkey
@@ -31,6 +30,12 @@ def main() -> None:
         import eventlet
 
         eventlet.monkey_patch()
+
+
+def main() -> None:
+    """Monkey-patch, then hand over to pytest."""
+    backend, *arguments = sys.argv[1:]
+    patch(backend)
     import pytest
 
     here = Path(__file__).parent

@@ -1,0 +1,25 @@
+"""The errors that psycogreen raises beside psycopg2's own."""
+
+from __future__ import annotations
+
+import psycopg2
+
+
+class PatchConflict(RuntimeError):
+    """Another wait callback is installed, and `replace` was not asked for."""
+
+
+class WaitTimeout(psycopg2.OperationalError):
+    """A single wait for PostgreSQL took longer than the callback's *timeout*.
+
+    psycopg2 closes the connection, as it does whenever a wait callback raises.
+
+    This is not a `TimeoutError`: Python refuses a class that derives from both
+    (their instances are laid out differently in memory), and an application
+    on psycopg2 handles database errors.
+    """
+
+
+def wait_timeout(timeout: float) -> WaitTimeout:
+    """Return the error for a wait that took longer than *timeout* seconds."""
+    return WaitTimeout(f"wait timed out: PostgreSQL was silent for {timeout:g} seconds")

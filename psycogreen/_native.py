@@ -1,0 +1,50 @@
+"""The operating system's own threads and waits, whatever is monkey-patched.
+
+Monkey-patching puts greenlets in the place of threads and of blocking calls.
+What is here stays native.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from psycogreen._errors import wait_timeout
+
+
+def original(module: str, name: str) -> Any:  # noqa: ANN401
+    """Return an object of the standard library as it was before monkey-patching."""
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent and gevent.is_object_patched(module, name):
+        return gevent.get_original(module, name)
+    eventlet = sys.modules.get("eventlet.patcher")
+    if eventlet:
+        return getattr(eventlet.original(module), name)
+    return getattr(import_module(module), name)
+
+
+def is_main_thread() -> bool:
+    """Return whether this is the process's main thread, also after a fork."""
+    if sys.platform == "linux":
+        return threading.get_native_id() == os.getpid()
+    return threading.get_native_id() == threading.main_thread().native_id
+
+
+def start_thread(function: Callable[[], object]) -> None:
+    """Run *function* in a new native thread, which the process's end does not await."""
+    original("_thread", "start_new_thread")(function, ())
+
+
+def wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
+    """Wait for *fd* as `psycogreen._waiting.SocketWait` says: it blocks this thread."""
+    poll = original("select", "poll")()
+    poll.register(fd, select.POLLOUT if write else select.POLLIN)
+    # Rounded up: it must not return early, with some of the time left.
+    if not poll.poll(None if timeout is None else math.ceil(timeout * 1000)):
+        raise wait_timeout(timeout or 0)

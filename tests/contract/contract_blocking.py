@@ -1,0 +1,221 @@
+"""Blocks in which psycopg2 blocks: for COPY and large objects."""
+
+import io
+import os
+
+import psycopg2
+import pytest
+from psycopg2.extensions import get_wait_callback, set_wait_callback
+from psycopg2.extras import wait_select
+
+import psycogreen
+from psycogreen import _blocking, _native
+
+
+@pytest.fixture
+def table(conn):
+    """A cursor, and a table to copy to."""
+    cursor = conn.cursor()
+    cursor.execute("create temporary table copied (n int, t text)")
+    return cursor
+
+
+def test_refused_in_green_mode(green, table):
+    """Outside such a block psycopg2 refuses COPY and large objects."""
+    with pytest.raises(psycopg2.ProgrammingError, match="asynchronous callback"):
+        table.copy_from(io.StringIO("1\tone\n"), "copied")
+    with pytest.raises(psycopg2.ProgrammingError, match="asynchronous callback"):
+        table.connection.lobject()
+
+
+def test_copy(green, table):
+    """copy_from, copy_to and copy_expert work inside, and queries outside again."""
+    with psycogreen.blocking():
+        table.copy_from(io.StringIO("1\tone\n2\ttwo\n"), "copied")
+    table.execute("select * from copied order by n")
+    assert table.fetchall() == [(1, "one"), (2, "two")]
+    out = io.StringIO()
+    with psycogreen.blocking():
+        table.copy_to(out, "copied")
+        table.copy_expert("copy (select 3, 'three') to stdout", out)
+    assert out.getvalue() == "1\tone\n2\ttwo\n3\tthree\n"
+    with green.ticking():
+        table.execute("select pg_sleep(0.1)")
+
+
+def test_large_copy(green, table):
+    """Much more than a socket takes at once goes in whole."""
+    rows = 300_000
+    data = io.StringIO("".join(f"{n}\t{'x' * 100}\n" for n in range(rows)))
+    with psycogreen.blocking():
+        table.copy_from(data, "copied")
+    table.execute("select count(*), sum(n), min(length(t)) from copied")
+    assert table.fetchone() == (rows, rows * (rows - 1) // 2, 100)
+
+
+def test_large_object(green, conn):
+    """Large objects are made, read and removed."""
+    with psycogreen.blocking():
+        thing = conn.lobject(mode="wb")
+        thing.write(b"x" * 1_000_000)
+        thing.close()
+        again = conn.lobject(thing.oid, "rb")
+        assert again.read() == b"x" * 1_000_000
+        again.unlink()
+    conn.commit()
+
+
+def test_blocks(green, conn):
+    """Inside, psycopg2 blocks: the loop stands still. Outside, it does not."""
+    with green.ticking(0) as ticker:
+        with psycogreen.blocking():
+            assert get_wait_callback() is None
+            assert psycogreen.status().callback is None
+            conn.cursor().execute("select pg_sleep(0.2)")
+        assert ticker.ticks == 0
+        conn.cursor().execute("select pg_sleep(0.2)")
+        assert ticker.ticks > 5
+
+
+def test_connect(green, dsn):
+    """A connection can be opened inside as well, and used outside."""
+    with psycogreen.blocking():
+        conn = psycopg2.connect(dsn)
+    with green.ticking():
+        conn.cursor().execute("select pg_sleep(0.1)")
+    conn.close()
+
+
+def test_nested(green):
+    """The outermost block counts."""
+    with psycogreen.blocking():
+        with psycogreen.blocking():
+            assert get_wait_callback() is None
+        assert get_wait_callback() is None
+    assert get_wait_callback() is green.callback
+
+
+def test_exception(green):
+    """An exception goes through, and the block is left."""
+    with pytest.raises(ZeroDivisionError), psycogreen.blocking():
+        1 / 0  # noqa: B018
+    assert get_wait_callback() is green.callback
+
+
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_overlapping_greenlets(green, first_out):
+    """Blocks that overlap in several greenlets end green, in whatever order."""
+    leave = [False, False]
+
+    def block(n):
+        with psycogreen.blocking():
+            while not leave[n]:
+                green.sleep(0)
+
+    tasks = [green.spawn(block, n) for n in range(2)]
+    green.sleep(0.01)
+    assert get_wait_callback() is None
+    leave[first_out] = True
+    green.wait(tasks[first_out])
+    assert get_wait_callback() is None
+    leave[not first_out] = True
+    green.wait(tasks[not first_out])
+    assert get_wait_callback() is green.callback
+
+
+def test_killed(green):
+    """A greenlet that is killed inside leaves the block."""
+
+    def block():
+        with psycogreen.blocking():
+            green.sleep(60)
+
+    task = green.spawn(block)
+    green.sleep(0.01)
+    assert get_wait_callback() is None
+    green.kill(task)
+    green.sleep(0.01)
+    assert get_wait_callback() is green.callback
+
+
+def test_overlapping_threads(green):
+    """Blocks of many native threads, entered and left at the same time."""
+    native_sleep = _native.original("time", "sleep")
+    ended, wrong = [], []
+
+    def blocks():
+        for _ in range(500):
+            with psycogreen.blocking():
+                if get_wait_callback() is not None:
+                    wrong.append(get_wait_callback())
+                native_sleep(0)
+        ended.append(True)
+
+    for _ in range(8):
+        _native.start_thread(blocks)
+    while len(ended) < 8:
+        native_sleep(0.01)
+    assert not wrong
+    assert get_wait_callback() is green.callback
+
+
+def test_patched_inside(green):
+    """What is patched or unpatched inside is so when the block is left."""
+    with psycogreen.blocking():
+        psycogreen.unpatch_psycopg()
+    assert get_wait_callback() is None
+    with psycogreen.blocking():
+        psycogreen.patch_psycopg()
+        assert get_wait_callback() is None
+    assert get_wait_callback() is green.callback
+
+
+def test_nothing_installed(green):
+    """Where psycopg2 blocks anyway, the block changes nothing."""
+    psycogreen.unpatch_psycopg()
+    with psycogreen.blocking():
+        assert get_wait_callback() is None
+    assert get_wait_callback() is None
+
+
+def test_foreign_callback(green):
+    """Somebody else's callback is gone inside, and comes back."""
+    psycogreen.unpatch_psycopg()
+    set_wait_callback(wait_select)
+    with psycogreen.blocking():
+        assert get_wait_callback() is None
+    assert get_wait_callback() is wait_select
+
+
+def test_callback_set_inside(green):
+    """A callback that somebody sets inside is theirs, and stays."""
+    with psycogreen.blocking():
+        set_wait_callback(wait_select)
+    assert get_wait_callback() is wait_select
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_fork_during_a_block_of_another_thread(green):
+    """A fork does not inherit the blocks of threads that it does not have."""
+    native_sleep = _native.original("time", "sleep")
+    state = []
+
+    def block():
+        with psycogreen.blocking():
+            state.append("entered")
+            while "leave" not in state:
+                native_sleep(0.01)
+        state.append("left")
+
+    _native.start_thread(block)
+    while "entered" not in state:
+        native_sleep(0.01)
+    pid = _native.original("os", "fork")()
+    if not pid:
+        os._exit(0 if get_wait_callback() is green.callback else 1)
+    assert os.waitstatus_to_exitcode(_native.original("os", "waitpid")(pid, 0)[1]) == 0
+    state.append("leave")
+    while "left" not in state:
+        native_sleep(0.01)
+    assert not _blocking._blocks
+    assert get_wait_callback() is green.callback

@@ -1,0 +1,455 @@
+"""Connecting: its deadline, its hosts, their names."""
+
+import contextlib
+import os
+import socket
+import time
+
+import psycopg2
+import psycopg2.extensions
+import psycopg2.extras
+import pytest
+from psycopg2.extensions import parse_dsn
+
+import psycogreen
+
+
+@contextlib.contextmanager
+def silent_server():
+    """A server that accepts connections, by its system, and says nothing."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(100)
+        yield sock.getsockname()[1]
+
+
+@contextlib.contextmanager
+def unreachable_server():
+    """A port whose connection attempts are neither taken nor refused.
+
+    Its queue of connections is full: the system drops what else comes in.
+    """
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.socket())
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(0)
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(sock.getsockname())
+        yield sock.getsockname()[1]
+
+
+@contextlib.contextmanager
+def closed_port():
+    """A port where connections are refused."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+@pytest.fixture
+def port(dsn):
+    """The port of the server that answers."""
+    return int(parse_dsn(dsn)["port"])
+
+
+@pytest.fixture
+def user():
+    """What it takes to log in, beside the hosts."""
+    return {"user": "postgres", "dbname": "postgres"}
+
+
+def libpq_error(**options):
+    """Return what libpq says by itself, when psycopg2 blocks."""
+    with psycogreen.blocking(), pytest.raises(psycopg2.OperationalError) as caught:
+        psycopg2.connect(**options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("server", [silent_server, unreachable_server])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_connect_timeout(green, user, server, host):
+    """A silent host costs its time, the loop goes on, the error is as libpq's."""
+    with server() as port:
+        options = {"host": host, "port": port, "connect_timeout": 1, **user}
+        expected = libpq_error(**options)
+        begin = time.monotonic()
+        with green.ticking(50), pytest.raises(psycopg2.OperationalError) as caught:
+            psycopg2.connect(**options)
+        assert 0.9 < time.monotonic() - begin < 10
+    assert "timeout expired" in expected
+    assert str(caught.value) == expected
+    assert type(caught.value).__module__ != "builtins"
+
+
+def test_connect_timeout_from_the_environment(green, user, monkeypatch):
+    """PGCONNECT_TIMEOUT counts as the keyword does."""
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "1")
+    with (
+        silent_server() as port,
+        pytest.raises(psycopg2.OperationalError, match="timeout expired"),
+    ):
+        psycopg2.connect(host="127.0.0.1", port=port, **user)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, None])
+def test_no_connect_timeout(green, user, seconds):
+    """Zero, a negative number and none at all: it waits until it is interrupted."""
+    options = {} if seconds is None else {"connect_timeout": seconds}
+    with silent_server() as port, pytest.raises(green.Timeout), green.Timeout(1.5):
+        psycopg2.connect(host="127.0.0.1", port=port, **user, **options)
+
+
+@pytest.mark.parametrize("value", ["abc", "1.5", "99999999999", "2x", ""])
+def test_invalid_connect_timeout(green, user, port, value):
+    """What is not a whole number is refused in libpq's words."""
+    options = {"host": "127.0.0.1", "port": port, "connect_timeout": value, **user}
+    expected = libpq_error(**options)
+    with pytest.raises(psycopg2.OperationalError) as caught:
+        psycopg2.connect(**options)
+    assert str(caught.value) in expected
+    assert f'invalid integer value "{value}"' in str(caught.value)
+
+
+def test_connect_timeout_with_spaces(green, user, port):
+    """White space around the number is allowed, as libpq allows it."""
+    psycopg2.connect(
+        host="127.0.0.1", port=port, connect_timeout=" +5 ", **user
+    ).close()
+
+
+@pytest.mark.parametrize("server", [silent_server, unreachable_server])
+def test_second_host(green, user, port, server):
+    """A silent first host costs its time, then the second one is really tried."""
+    with server() as silent:
+        with green.ticking(50):
+            conn = psycopg2.connect(
+                host="localhost,localhost",
+                port=f"{silent},{port}",
+                connect_timeout=1,
+                **user,
+            )
+        assert conn.info.port == port
+        conn.close()
+
+
+def test_refused_then_silent_then_good(green, user, port):
+    """Whatever the hosts before it did, the one that answers is found."""
+    with closed_port() as refused, silent_server() as silent:
+        conn = psycopg2.connect(
+            host="127.0.0.1,127.0.0.1,127.0.0.1",
+            port=f"{refused},{silent},{port}",
+            connect_timeout=1,
+            **user,
+        )
+        assert conn.info.port == port
+        conn.close()
+
+
+def test_error_of_each_host(green, user):
+    """When none answers, the error says of each what happened."""
+    with closed_port() as refused, silent_server() as silent, closed_port() as last:
+        with pytest.raises(psycopg2.OperationalError) as caught:
+            psycopg2.connect(
+                host="localhost,no-such-host.invalid,127.0.0.1,127.0.0.1",
+                port=f"{refused},1,{silent},{last}",
+                connect_timeout=1,
+                **user,
+            )
+        error = str(caught.value)
+    assert type(caught.value) is psycopg2.OperationalError
+    assert 'could not translate host name "no-such-host.invalid" to address: ' in error
+    assert f'"127.0.0.1", port {silent} failed: timeout expired' in error
+    assert (
+        f'"localhost" (127.0.0.1), port {refused} failed: Connection refused' in error
+    )
+    assert f'"127.0.0.1", port {last} failed: Connection refused' in error
+
+
+def test_hosts_that_fail_at_once(green, user, port):
+    """Hosts that libpq gives up before its first wait are named all the same."""
+    with silent_server() as silent, pytest.raises(psycopg2.OperationalError) as caught:
+        psycopg2.connect(
+            host="/no/such/folder,127.0.0.1",
+            port=silent,
+            connect_timeout=1,
+            **user,
+        )
+    assert "/no/such/folder/.s.PGSQL" in str(caught.value)
+    assert "timeout expired" in str(caught.value)
+
+
+def test_read_write_host(green, user, port):
+    """target_session_attrs is judged by libpq, also after a host was silent."""
+    read_only = psycopg2.connect(host="127.0.0.1", port=port, **user)
+    name = f"standby_{green.name}"
+    cursor = read_only.cursor()
+    cursor.execute(f"drop role if exists {name}")
+    cursor.execute(f"create role {name} login superuser")
+    cursor.execute(f"alter role {name} set default_transaction_read_only = on")
+    read_only.commit()
+    read_only.close()
+    options = {"dbname": "postgres", "user": name, "connect_timeout": 1}
+    with silent_server() as silent:
+        hosts = {"host": "127.0.0.1,localhost", "port": f"{silent},{port}"}
+        psycopg2.connect(**hosts, target_session_attrs="read-only", **options).close()
+        with pytest.raises(psycopg2.OperationalError) as caught:
+            psycopg2.connect(**hosts, target_session_attrs="read-write", **options)
+    assert "timeout expired" in str(caught.value)
+    assert "session is read-only" in str(caught.value)
+
+
+def test_prefer_standby(green, user, port):
+    """With prefer-standby a primary is taken when no standby answers."""
+    with silent_server() as silent:
+        conn = psycopg2.connect(
+            host="127.0.0.1,127.0.0.1",
+            port=f"{port},{silent}",
+            target_session_attrs="prefer-standby",
+            connect_timeout=1,
+            **user,
+        )
+        assert conn.info.port == port
+        conn.close()
+
+
+def test_wrong_password_is_final(green, port):
+    """After a wrong password no other host is tried, as libpq has it."""
+    with closed_port() as refused, pytest.raises(psycopg2.OperationalError) as caught:
+        psycopg2.connect(
+            host="127.0.0.1,localhost",
+            port=f"{port},{refused}",
+            dbname="postgres",
+            user="with_password",
+            password="wrong",
+        )
+    assert str(caught.value).startswith(
+        f'connection to server at "127.0.0.1", port {port} failed: FATAL:  password'
+    )
+    assert "refused" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "/no/such/folder"])
+def test_errors_name_the_host(green, user, host):
+    """An error says which host it is about, as libpq's own does."""
+    with closed_port() as port:
+        options = {"host": host, "port": port, **user}
+        expected = libpq_error(**options)
+        with pytest.raises(psycopg2.OperationalError) as caught:
+            psycopg2.connect(**options)
+    # localhost may have another address that libpq tries as well.
+    assert str(caught.value) == expected
+
+
+def test_unknown_name(green, user):
+    """A name that does not resolve is an error in libpq's words."""
+    options = {"host": "no-such-host.invalid", **user}
+    expected = libpq_error(**options)
+    with pytest.raises(psycopg2.OperationalError) as caught:
+        psycopg2.connect(**options)
+    assert str(caught.value).split(":")[0] == expected.split(":")[0]
+    assert str(caught.value).startswith(
+        'could not translate host name "no-such-host.invalid" to address: '
+    )
+
+
+def test_impossible_name(green, user):
+    """A name that no resolver can even be asked for is an error of psycopg2's too."""
+    with pytest.raises(
+        psycopg2.OperationalError, match="could not translate host name"
+    ):
+        psycopg2.connect(host="a" * 300, **user)
+
+
+@pytest.fixture
+def slow_resolver(green, monkeypatch):
+    """A resolver that takes its time in a native thread, as a name server does."""
+    import _socket
+
+    asked = []
+    native_sleep = time_sleep()
+    original = _socket.getaddrinfo
+
+    def getaddrinfo(host, *arguments, **keywords):
+        asked.append(host)
+        native_sleep(0.3)
+        return original("127.0.0.1", *arguments, **keywords)
+
+    monkeypatch.setattr(_socket, "getaddrinfo", getaddrinfo)
+    if green.name == "gevent":
+        from gevent import get_hub
+
+        monkeypatch.setattr("gevent.resolver.thread._socket", _socket, raising=False)
+        resolver = get_hub().resolver
+
+        def getaddrinfo_in_pool(*arguments, **keywords):
+            return resolver.pool.apply(getaddrinfo, arguments, keywords)
+
+        monkeypatch.setattr(
+            type(resolver), "getaddrinfo", staticmethod(getaddrinfo_in_pool)
+        )
+    return asked
+
+
+def time_sleep():
+    """Return the native sleep, which blocks its thread."""
+    from psycogreen._native import original
+
+    return original("time", "sleep")
+
+
+def test_resolving_does_not_stall(green, user, port, slow_resolver):
+    """While a name is resolved, the loop goes on."""
+    with green.ticking(10) as ticker:
+        conn = psycopg2.connect(host="db.example", port=port, **user)
+    assert slow_resolver == ["db.example"]
+    assert ticker.longest_stall < 0.25
+    assert conn.info.host == "db.example"
+    assert conn.info.dsn_parameters["hostaddr"] == "127.0.0.1"
+    conn.close()
+
+
+def test_name_from_the_environment(green, user, port, slow_resolver, monkeypatch):
+    """A name from PGHOST is resolved in the same way."""
+    monkeypatch.setenv("PGHOST", "db.example")
+    monkeypatch.setenv("PGPORT", str(port))
+    conn = psycopg2.connect(**user)
+    assert slow_resolver == ["db.example"]
+    assert conn.info.host == "db.example"
+    conn.close()
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        {"host": "127.0.0.1"},
+        {"hostaddr": "127.0.0.1"},
+        {"host": "db.example", "hostaddr": "127.0.0.1"},
+        {"host": None},
+    ],
+    ids=["numeric", "hostaddr", "both", "unix"],
+)
+def test_nothing_to_resolve(green, user, port, slow_resolver, hosts):
+    """Addresses and unix sockets are left alone."""
+    if hosts.get("host", "") is None:
+        hosts = {"host": parse_dsn(os.environ["PSYCOGREEN_TEST_UNIX_DSN"])["host"]}
+    conn = psycopg2.connect(port=port, **hosts, **user)
+    assert slow_resolver == []
+    given = {
+        key: value for key, value in conn.info.dsn_parameters.items() if key in hosts
+    }
+    assert given == hosts
+    conn.close()
+
+
+def test_every_address_is_tried(green, user, port, monkeypatch):
+    """When the first address of a name refuses, the next one is tried."""
+    hook = psycopg2._connect
+    monkeypatch.setattr(hook, "resolve", lambda host: ["127.0.0.2", "::1", "127.0.0.1"])
+    conn = psycopg2.connect(host="db.example", port=port, **user)
+    assert conn.info.dsn_parameters["hostaddr"] == "127.0.0.2,::1,127.0.0.1"
+    assert conn.info.dsn_parameters["port"] == ",".join([str(port)] * 3)
+    assert conn.info.host == "db.example"
+    conn.close()
+
+
+def test_second_address_after_a_silent_one(green, user, port, monkeypatch):
+    """A silent address costs its time, then the next one of the name is tried."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.2", port))
+        sock.listen(10)
+        hook = psycopg2._connect
+        monkeypatch.setattr(hook, "resolve", lambda host: ["127.0.0.2", "127.0.0.1"])
+        conn = psycopg2.connect(host="db.example", port=port, connect_timeout=1, **user)
+        assert conn.info.dsn_parameters["hostaddr"] == "127.0.0.1"
+        conn.close()
+
+
+def test_name_with_pgpass(green, port, tmp_path, monkeypatch):
+    """.pgpass goes by the name, not by the address."""
+    passfile = tmp_path / "pgpass"
+    passfile.write_text(f"localhost:{port}:*:with_password:right\n")
+    passfile.chmod(0o600)
+    monkeypatch.setenv("PGPASSFILE", str(passfile))
+    psycopg2.connect(
+        host="localhost", port=port, dbname="postgres", user="with_password"
+    ).close()
+
+
+def test_url_and_factories(green, port):
+    """A URL, a connection factory and a cursor factory work as without psycogreen."""
+    conn = psycopg2.connect(
+        f"postgresql://postgres@localhost:{port}/postgres?application_name=x",
+        connection_factory=psycopg2.extras.LoggingConnection,
+        cursor_factory=psycopg2.extras.DictCursor,
+    )
+    assert isinstance(conn, psycopg2.extras.LoggingConnection)
+    assert conn.cursor_factory is psycopg2.extras.DictCursor
+    assert conn.info.dsn_parameters["application_name"] == "x"
+    conn.close()
+
+
+def test_asynchronous_connection_by_name(green, user, port, slow_resolver):
+    """psycopg2's own asynchronous connection does not stall on a name either."""
+    with green.ticking(10):
+        conn = psycopg2.connect(host="db.example", port=port, async_=True, **user)
+    assert slow_resolver == ["db.example"]
+    green.callback(conn)
+    conn.close()
+
+
+def test_without_resolving(green, user, port):
+    """With resolve_hosts=False libpq resolves by itself."""
+    psycogreen.unpatch_psycopg()
+    psycogreen.patch_psycopg(resolve_hosts=False)
+    assert not psycogreen.status().resolve_hosts
+    conn = psycopg2.connect(host="localhost", port=port, **user)
+    assert "hostaddr" not in conn.info.dsn_parameters
+    conn.close()
+
+
+def test_service(green, user, port, tmp_path, monkeypatch):
+    """A service file names the host: libpq reads it, psycogreen does not."""
+    (tmp_path / "services").write_text(
+        f"[here]\nhost=localhost\nport={port}\nuser=postgres\ndbname=postgres\n"
+    )
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    psycopg2.connect(service="here").close()
+
+
+@pytest.mark.parametrize("dsn", ["nonsense", "host", "postgresql://[::1", "port=1,2,3"])
+def test_wrong_connection_string(green, dsn):
+    """What psycopg2 or libpq refuse, they refuse in their own words."""
+    with psycogreen.blocking(), pytest.raises(psycopg2.Error) as expected:
+        psycopg2.connect(dsn)
+    with pytest.raises(psycopg2.Error) as caught:
+        psycopg2.connect(dsn)
+    assert str(caught.value) == str(expected.value)
+    assert type(caught.value) is type(expected.value)
+
+
+def test_no_place_to_hook(green, dsn, monkeypatch):
+    """A psycopg2 without the function that is hooked: status says so, it connects."""
+    psycogreen.unpatch_psycopg()
+    connect = psycopg2._connect
+    monkeypatch.delattr(psycopg2, "_connect")
+    psycogreen.patch_psycopg()
+    assert not psycogreen.status().resolve_hosts
+    with green.ticking(1):
+        conn = connect(dsn)
+        conn.cursor().execute("select pg_sleep(0.1)")
+    conn.close()
+    psycogreen.unpatch_psycopg()
+
+
+def test_interrupted_while_connecting(green, user):
+    """A Timeout while connecting comes out as it is; nothing is left open."""
+    green.sleep(0)  # makes the hub
+    before = set(os.listdir("/proc/self/fd"))
+    with silent_server() as port:
+        timeout = green.Timeout(0.2)
+        with pytest.raises(green.Timeout) as caught, timeout:
+            psycopg2.connect(host="127.0.0.1", port=port, **user)
+        assert caught.value is timeout
+    assert set(os.listdir("/proc/self/fd")) <= before

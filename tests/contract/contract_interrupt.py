@@ -1,0 +1,363 @@
+"""An interrupted wait ends the query on the server as well."""
+
+import _socket
+import logging
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from traceback import extract_tb
+
+import psycopg2
+import pytest
+from psycopg2.extensions import parse_dsn, set_wait_callback
+
+import psycogreen
+from psycogreen import _cancel, _native
+
+
+@pytest.fixture
+def is_active(connect):
+    """Tell whether a backend still works on a query; wait a second for its end."""
+    cursor = connect().cursor()
+    cursor.connection.autocommit = True
+
+    def is_active(pid, seconds=1.0):
+        deadline = time.monotonic() + seconds
+        while True:
+            cursor.execute("select state from pg_stat_activity where pid = %s", (pid,))
+            row = cursor.fetchone()
+            if row is None or row[0] != "active":
+                return False
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(0.01)
+
+    return is_active
+
+
+def test_timeout_cancels(green, conn, is_active):
+    """A Timeout ends the query on the server, and comes out as it is."""
+    pid = conn.info.backend_pid
+    timeout = green.Timeout(0.1)
+    with pytest.raises(green.Timeout) as caught, timeout:
+        conn.cursor().execute("select pg_sleep(60)")
+    assert caught.value is timeout
+    assert not is_active(pid)
+    assert conn.closed
+
+
+def test_kill_cancels(green, conn, is_active):
+    """So does a kill."""
+    pid = conn.info.backend_pid
+    task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
+    with green.ticking():
+        green.sleep(0.1)
+    green.kill(task)
+    assert not is_active(pid)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+def test_exception_cancels(green, connect, is_active, error):
+    """So does whatever is thrown into the greenlet."""
+    conn = connect()
+    pid = conn.info.backend_pid
+    thrown = error("thrown")
+    caught = []
+
+    def query():
+        try:
+            conn.cursor().execute("select pg_sleep(60)")
+        except BaseException as ex:
+            caught.append(ex)
+
+    task = green.spawn(query)
+    green.sleep(0.1)
+    green.throw(task, thrown)
+    green.wait(task)
+    assert caught == [thrown]
+    frames = [entry.name for entry in extract_tb(thrown.__traceback__)]
+    assert "query" in frames
+    assert not is_active(pid)
+
+
+def test_wait_timeout_cancels(green, conn, is_active):
+    """So does the callback's own limit."""
+    pid = conn.info.backend_pid
+    set_wait_callback(partial(green.callback, timeout=0.1))
+    with pytest.raises(psycogreen.WaitTimeout):
+        conn.cursor().execute("select pg_sleep(60)")
+    set_wait_callback(green.callback)
+    assert not is_active(pid)
+
+
+def test_locks_are_released(green, connect):
+    """What the interrupted transaction had locked is free again."""
+    holder, other = connect(), connect()
+    cursor = holder.cursor()
+    cursor.execute("select pg_advisory_xact_lock(4711)")
+    with pytest.raises(green.Timeout), green.Timeout(0.1):
+        cursor.execute("select pg_sleep(60)")
+    with green.Timeout(10):
+        other.cursor().execute("select pg_advisory_xact_lock(4711)")
+
+
+def test_not_cancelled_unless_enabled(green, connect, is_active):
+    """With cancel_interrupted=False the server is left alone."""
+    psycogreen.unpatch_psycopg()
+    psycogreen.patch_psycopg(cancel_interrupted=False)
+    try:
+        assert not psycogreen.status().cancel_interrupted
+        conn, other = connect(), connect()
+        pid = conn.info.backend_pid
+        with pytest.raises(green.Timeout), green.Timeout(0.1):
+            conn.cursor().execute("select pg_sleep(60)")
+        assert is_active(pid, 0.5)
+        other.cursor().execute("select pg_terminate_backend(%s)", (pid,))
+    finally:
+        psycogreen.unpatch_psycopg()
+        psycogreen.patch_psycopg()
+
+
+def test_errors_do_not_cancel(green, conn, monkeypatch):
+    """An error of the query's own is not an interruption."""
+    cancelled = []
+    monkeypatch.setattr(
+        "psycogreen._waiting.cancel", lambda *args: cancelled.append(args)
+    )
+    with pytest.raises(psycopg2.Error):
+        conn.cursor().execute("select 1 / 0")
+    assert not cancelled
+
+
+def test_asynchronous_connection_is_left_alone(green, dsn, is_active):
+    """An asynchronous connection is its application's: the query goes on."""
+    conn = psycopg2.connect(dsn, async_=True)
+    green.callback(conn)
+    cursor = conn.cursor()
+    cursor.execute("select 1, pg_sleep(0.5)")
+    with pytest.raises(green.Timeout), green.Timeout(0.1):
+        green.callback(conn)
+    assert is_active(conn.info.backend_pid, 0)
+    green.callback(conn)
+    assert cursor.fetchone()[0] == 1
+    conn.close()
+
+
+class Proxy:
+    """Passes the first connection on to the server and lets all others wait.
+
+    It lives in native threads, on the native sockets that are never patched.
+    """
+
+    def __init__(self, port):
+        """Listen, for a server on *port*."""
+        self._listener = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(200)
+        self._server = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+        self._server.connect(("127.0.0.1", port))
+        self._held = []
+        self.port = self._listener.getsockname()[1]
+        _native.start_thread(self._accept)
+
+    def _accept(self):
+        client = self._hold()
+        _native.start_thread(lambda: self._copy(client, self._server))
+        _native.start_thread(lambda: self._copy(self._server, client))
+        with suppress(OSError):
+            while True:
+                self._hold()
+
+    def _hold(self):
+        descriptor, _ = self._listener._accept()
+        self._held.append(_socket.socket(fileno=descriptor))
+        return self._held[-1]
+
+    def _copy(self, source, target):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+
+    @property
+    def held(self):
+        """How many connections wait."""
+        return len(self._held) - 1
+
+    def refuse(self):
+        """Take no more connections."""
+        with suppress(OSError):
+            self._listener.shutdown(_socket.SHUT_RDWR)
+        self._listener.close()
+
+    def close(self):
+        """End all connections."""
+        self.refuse()
+        for sock in [self._server, *self._held]:
+            with suppress(OSError):
+                sock.shutdown(_socket.SHUT_RDWR)
+            sock.close()
+
+
+@pytest.fixture
+def proxy(dsn):
+    """A proxy that takes a cancel request and never answers."""
+    proxy = Proxy(int(parse_dsn(dsn)["port"]))
+    yield proxy
+    proxy.close()
+
+
+def test_silent_server(green, proxy, caplog, monkeypatch):
+    """A server that takes no cancel request delays nobody for long, and no loop."""
+    monkeypatch.setattr(_cancel, "CANCEL_WAIT", 0.3)
+    conn = psycopg2.connect(
+        f"host=127.0.0.1 port={proxy.port} user=postgres dbname=postgres"
+    )
+    begin = time.monotonic()
+    with green.ticking(20) as ticker:
+        with pytest.raises(green.Timeout), green.Timeout(0.1):
+            conn.cursor().execute("select pg_sleep(3)")
+        ended = time.monotonic() - begin
+    assert 0.4 <= ended < 2.5
+    assert ticker.longest_stall < 0.25
+    [record] = caplog.records
+    assert (record.name, record.levelname) == ("psycogreen", "WARNING")
+    assert "has not taken it within 0.3 s" in record.getMessage()
+    assert f"port {proxy.port}" in record.getMessage()
+
+
+def test_failed_cancel_is_logged(green, conn, caplog, monkeypatch):
+    """A cancel request that fails is logged, never raised."""
+
+    def fail(conn):
+        raise OSError(11, "no thread today")
+
+    monkeypatch.setattr(_cancel, "_Request", fail)
+    with (
+        caplog.at_level(logging.WARNING, "psycogreen"),
+        pytest.raises(green.Timeout),
+        green.Timeout(0.1),
+    ):
+        conn.cursor().execute("select pg_sleep(0.5)")
+    assert "no thread today" in caplog.text
+
+
+def test_refused_cancel_is_logged(green, dsn, proxy, caplog):
+    """So is one that nobody takes."""
+    conn = psycopg2.connect(
+        f"host=127.0.0.1 port={proxy.port} user=postgres dbname=postgres"
+    )
+    proxy.refuse()
+    with pytest.raises(green.Timeout), green.Timeout(0.1):
+        conn.cursor().execute("select pg_sleep(0.5)")
+    assert "connect() failed" in caplog.text
+
+
+def test_interrupted_again(green, proxy):
+    """A second interruption, while the cancel is waited for, is not lost."""
+    conn = psycopg2.connect(
+        f"host=127.0.0.1 port={proxy.port} user=postgres dbname=postgres"
+    )
+    ended = []
+
+    def query():
+        try:
+            with green.Timeout(0.1):
+                conn.cursor().execute("select pg_sleep(3)")
+        except BaseException as ex:
+            ended.append(type(ex).__name__)
+            raise
+
+    task = green.spawn(query)
+    while not proxy.held:
+        green.sleep(0.01)
+    begin = time.monotonic()
+    green.kill(task)
+    green.sleep(0.01)
+    assert time.monotonic() - begin < 0.6
+    assert ended == ["GreenletExit"]
+
+
+def test_killed_and_closed(green, connect):
+    """Who kills a greenlet may close its connection at once."""
+    conn = connect()
+    task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
+    green.sleep(0.1)
+    green.kill(task)
+    conn.close()
+
+
+@pytest.mark.parametrize("end", ["sys.exit()", "os.kill(os.getpid(), signal.SIGINT)"])
+def test_process_ends(green, dsn, connect, end):
+    """A process that ends in the middle of queries leaves none of them running."""
+    code = f"""
+import os, signal, sys, psycopg2, psycogreen, frameworks
+from run import patch
+signal.signal(signal.SIGINT, signal.default_int_handler)
+patch({os.environ["PSYCOGREEN_TEST_BACKEND"]!r})
+psycogreen.patch_psycopg()
+green = frameworks.current()
+def query():
+    conn = psycopg2.connect({dsn!r}, application_name="ending")
+    conn.cursor().execute("select pg_sleep(60)")
+tasks = [green.spawn(query) for _ in range(5)]
+green.sleep(0.5)
+def end():
+    for task in tasks:
+        green.kill(task)
+    {end}
+end()
+"""
+    command = [sys.executable, "-P", "-c", code]
+    subprocess.run(command, check=False, timeout=60, stderr=subprocess.DEVNULL)
+    cursor = connect().cursor()
+    cursor.execute(
+        "select count(*) from pg_stat_activity"
+        " where application_name = 'ending' and state = 'active'"
+    )
+    assert cursor.fetchone() == (0,)
+
+
+def test_nothing_is_left(green, connect):
+    """Descriptors and threads are as many after many interruptions as before."""
+
+    def interrupt():
+        conn = connect()
+        with suppress(green.Timeout), green.Timeout(0.01):
+            conn.cursor().execute("select pg_sleep(60)")
+
+    interrupt()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        tasks = [green.spawn(interrupt) for _ in range(10)]
+        for task in tasks:
+            green.wait(task)
+    deadline = time.monotonic() + 10
+    while len(os.listdir("/proc/self/fd")) > descriptors or _cancel._under_way:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_interrupted_commit(green, connect, is_active):
+    """A commit that waits, for a deferred trigger, is interrupted like a query."""
+    conn = connect()
+    cursor = conn.cursor()
+    cursor.execute(
+        """
+        create temporary table slow_commit (n int);
+        create function pg_temp.wait() returns trigger language plpgsql
+            as 'begin perform pg_sleep(60); return null; end';
+        create constraint trigger wait after insert on slow_commit
+            deferrable initially deferred for each row
+            execute function pg_temp.wait()
+        """
+    )
+    conn.commit()
+    pid = conn.info.backend_pid
+    cursor.execute("insert into slow_commit values (1)")
+    with pytest.raises(green.Timeout), green.Timeout(0.1):
+        conn.commit()
+    assert conn.closed
+    assert not is_active(pid)

@@ -1,0 +1,283 @@
+"""Every place that psycopg2 may be called from."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import psycopg2
+import pytest
+import run
+
+import psycogreen
+from psycogreen import _native
+
+
+def in_native_thread(function):
+    """Return what *function* returns in a native thread without a loop."""
+    outcome = []
+
+    def work():
+        try:
+            outcome.append((function(), None))
+        except BaseException as ex:
+            outcome.append((None, ex))
+
+    _native.start_thread(work)
+    native_sleep = _native.original("time", "sleep")
+    while not outcome:
+        native_sleep(0.01)
+    [(value, error)] = outcome
+    if error:
+        raise error
+    return value
+
+
+def query(dsn):
+    """Connect by a host name, and query."""
+    conn = psycopg2.connect(dsn.replace("host=127.0.0.1", "host=localhost"))
+    cursor = conn.cursor()
+    cursor.execute("select 42, pg_sleep(0.05)")
+    value = cursor.fetchone()[0]
+    conn.close()
+    return value
+
+
+def test_native_thread(green, dsn):
+    """A native thread without a loop simply waits; no hub is made for it."""
+
+    def work():
+        answer = query(dsn)
+        return answer, green.has_hub()
+
+    assert in_native_thread(work) == (42, False)
+
+
+def test_native_thread_with_a_limit(green, dsn):
+    """The callback's limit holds there as well."""
+
+    def work():
+        conn = psycopg2.connect(dsn, async_=True)
+        green.callback(conn)
+        conn.cursor().execute("select pg_sleep(60)")
+        try:
+            green.callback(conn, timeout=0.05)
+        except psycopg2.OperationalError as ex:
+            return type(ex).__name__
+        finally:
+            conn.close()
+
+    assert in_native_thread(work) == "WaitTimeout"
+
+
+def test_native_thread_beside_the_loop(green, dsn):
+    """While a native thread waits, the loop of the main thread goes on."""
+    done = []
+
+    def work():
+        conn = psycopg2.connect(dsn)
+        conn.cursor().execute("select pg_sleep(0.3)")
+        conn.close()
+        done.append(True)
+
+    with green.ticking(10):
+        _native.start_thread(work)
+        while not done:
+            green.sleep(0.01)
+
+
+def test_native_thread_with_a_loop(green, dsn):
+    """A native thread that runs a loop of its own waits with that."""
+
+    def work():
+        with green.ticking():
+            return query(dsn), green.has_hub()
+
+    assert in_native_thread(work) == (42, True)
+
+
+def test_patched_thread(green, dsn):
+    """What threading makes of a thread, once patched, is a greenlet like others."""
+    answers = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(query(dsn))) for _ in range(5)
+    ]
+    with green.ticking():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert answers == [42] * 5
+
+
+def test_thread_pool(green, dsn):
+    """The framework's own pool of native threads."""
+    with green.ticking():
+        assert green.in_thread_pool(query, dsn) == 42
+
+
+def test_hub(green, dsn, connect):
+    """In the hub's own greenlet nothing may wait: a clear error, and the loop lives."""
+    errors = []
+
+    def callback():
+        try:
+            psycopg2.connect(dsn).cursor().execute("select 1")
+        except BaseException as ex:
+            errors.append(ex)
+
+    green.call_in_hub(callback)
+    while not errors:
+        green.sleep(0.01)
+    assert isinstance(errors[0], psycopg2.ProgrammingError), errors
+    assert "spawn a green" in str(errors[0])
+    with green.ticking():
+        connect().cursor().execute("select pg_sleep(0.1)")
+
+
+@pytest.fixture
+def script(dsn):
+    """Run code in a new process of the same backend; return what it prints."""
+
+    def script(code):
+        start = f"""
+import os, sys, warnings
+from run import patch
+patch({os.environ["PSYCOGREEN_TEST_BACKEND"]!r})
+import psycogreen
+import psycopg2
+import frameworks
+warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
+psycogreen.patch_psycopg()
+green = frameworks.current()
+
+def query():
+    conn = psycopg2.connect({dsn!r})
+    cursor = conn.cursor()
+    cursor.execute("select 42, pg_sleep(0.1)")
+    value = cursor.fetchone()[0]
+    conn.close()
+    return value
+
+def check():
+    with green.ticking():
+        assert query() == 42
+"""
+        result = subprocess.run(
+            [sys.executable, "-P", "-W", "error", "-c", start + textwrap.dedent(code)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout
+        return result.stdout
+
+    return script
+
+
+@pytest.mark.parametrize(
+    "before", [True, False], ids=["used before", "not used before"]
+)
+def test_fork(green, script, before):
+    """After a fork parent and child wait each with a loop of their own."""
+    script(
+        f"""
+        if {before}:
+            check()
+        pid = os.fork()
+        check()
+        if not pid:
+            check()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        check()
+        """
+    )
+
+
+def test_fork_during_queries(green, script):
+    """A fork in the middle of queries leaves the parent's alone."""
+    script(
+        """
+        tasks = [green.spawn(query) for _ in range(10)]
+        green.sleep(0.05)
+        pid = os.fork()
+        if not pid:
+            check()
+            os._exit(0)
+        assert [green.wait(task) for task in tasks] == [42] * 10
+        assert os.waitpid(pid, 0)[1] == 0
+        check()
+        """
+    )
+
+
+def spawned(backend, dsn):
+    """Do what a child that multiprocessing has spawned does: all anew."""
+    run.patch(backend)
+    psycogreen.patch_psycopg()
+    assert query(dsn) == 42
+
+
+def test_multiprocessing_fork(green, script):
+    """A child that multiprocessing has forked queries with a loop of its own.
+
+    Its end is awaited without the framework: gevent may miss it (a child's signal
+    that comes while the fork is under way is lost, without psycopg2 as well).
+    """
+    script(
+        """
+        import multiprocessing
+        from contract_places import exit_status
+        check()
+        process = multiprocessing.get_context("fork").Process(target=check)
+        process.start()
+        assert exit_status(process.pid) == 0
+        check()
+        os._exit(0)  # or else multiprocessing awaits the child once more
+        """
+    )
+
+
+def test_multiprocessing_spawn(green, script, dsn):
+    """A child that multiprocessing has spawned patches and queries by itself."""
+    script(
+        f"""
+        import multiprocessing
+        from contract_places import spawned
+        check()
+        arguments = ({os.environ["PSYCOGREEN_TEST_BACKEND"]!r}, {dsn!r})
+        context = multiprocessing.get_context("spawn")
+        process = context.Process(target=spawned, args=arguments)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        check()
+        """
+    )
+
+
+def exit_status(pid):
+    """Wait for the end of a child, and return its exit status."""
+    _, status = _native.original("os", "waitpid")(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def test_atexit(green, script):
+    """A handler that runs when the interpreter shuts down may still query."""
+    output = script(
+        """
+        import atexit
+        atexit.register(lambda: print("answer", query()))
+        check()
+        """
+    )
+    assert output.strip().endswith("answer 42")
+
+
+def test_module_level(green, script):
+    """The first thing a program does may be a query: the hub is made for it."""
+    assert script("print(query())").strip().endswith("42")
