@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from psycogreen._waiting import SocketWait
+    from psycogreen._native import SocketWait
 
 logger = logging.getLogger("psycogreen")
 
