@@ -7,6 +7,8 @@ import venv
 
 from servers import ROOT
 
+EVENTLET_WORKER = "psycogreen.integrations.eventlet_worker.EventletWorker"
+
 # What each needs besides: the oldest eventlet goes with the oldest gunicorn.
 VERSIONS = {"23": ["eventlet==0.36.1"], "25": [], "26": [], "27": []}
 

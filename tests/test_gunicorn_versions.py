@@ -11,14 +11,14 @@ from http.client import HTTPConnection, HTTPSConnection
 
 import pytest
 from conftest import TESTS
-from environments import VERSIONS
+from environments import EVENTLET_WORKER, VERSIONS
 from exchange import exchange, read_all
 from load import request, requests
 from processes import await_, memory, open_files, peak_memory, worker_pid
 from servers import gunicorn
 
 CONF = ("-c", "python:psycogreen.integrations.gunicorn_conf")
-WORKER = ("-k", "psycogreen.integrations.eventlet_worker.EventletWorker")
+WORKER = ("-k", EVENTLET_WORKER)
 INSTALLED = r"\[INFO\] psycogreen: eventlet wait callback installed"
 
 pytestmark = pytest.mark.versions

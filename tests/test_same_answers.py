@@ -3,11 +3,9 @@
 import re
 
 import pytest
-from environments import VERSIONS
+from environments import EVENTLET_WORKER, VERSIONS
 from exchange import exchange, without_date
 from servers import gunicorn
-
-EVENTLET_WORKER = "psycogreen.integrations.eventlet_worker.EventletWorker"
 
 HOST = b"Host: example.org\r\n"
 END = b"\r\n"

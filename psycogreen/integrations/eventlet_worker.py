@@ -9,6 +9,7 @@ for eventlet of its own since version 26.
 from __future__ import annotations
 
 import os
+import signal
 import ssl
 import time
 from collections import deque
@@ -69,6 +70,8 @@ class EventletWorker(AsyncWorker):
 
     def init_process(self) -> None:
         """Make the process green, then go on as gunicorn does (this runs the worker)."""
+        # Until gunicorn's handlers are in place a signal to stop would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
         prepare_worker(self, "eventlet")
         late = self.cfg.preload_app and not patcher.is_monkey_patched("thread")
         if late:
@@ -81,6 +84,11 @@ class EventletWorker(AsyncWorker):
         monkey_patch(preloaded=late)
         self.sockets = [green_listener(bound) for bound in self.sockets]
         super().init_process()
+
+    def init_signals(self) -> None:
+        """Install gunicorn's handlers and let in the signals that came meanwhile."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
 
     def run(self) -> None:
         """Serve until told to stop, or until the arbiter is gone; then finish."""
