@@ -39,7 +39,8 @@ def test_installed_once(serve, options):
         server.await_line(INSTALLED, count=2)
         server.popen.send_signal(signal.SIGHUP)
         server.await_line(INSTALLED, count=4)
-        server.await_line("Worker exiting", count=2)
+        # Told so while they were becoming green. (gunicorn repeats it after 30 s.)
+        server.await_line("Worker exiting", count=2, timeout=20)
         status = json.loads(request(server.url).body)
         assert status["callback"] == "psycogreen.eventlet.eventlet_wait_callback"
         assert status["monkey_patched"] is True
