@@ -154,6 +154,7 @@ def start_without_eventlet(path, code):
     return subprocess.run(
         [*command, *WORKER, "status_app:app"],
         env={"PYTHONPATH": str(path)},
+        cwd=path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
