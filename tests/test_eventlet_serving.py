@@ -193,7 +193,7 @@ def ssl_context(config, default):
 @pytest.mark.parametrize("way", ["options", "handshake on connect", "made before"])
 def test_tls_clients_that_do_not_speak_it(serve, tmp_path, certificate, tls, way):
     """Who is silent, leaves, or speaks plain HTTP is dropped and disturbs nobody."""
-    options = [*certificate, "--keep-alive=1", "--worker-connections=2"]
+    options = [*certificate, "--keep-alive=2", "--worker-connections=2"]
     if way == "handshake on connect":
         options.append("--do-handshake-on-connect")
     elif way == "made before":
@@ -283,9 +283,9 @@ def test_client_that_leaves_during_a_query(serve, active):
     """The query goes on, as in gunicorn's other workers, and the worker as well."""
     with serve("flask_app:app") as server:
         with socket.create_connection(server.address) as client:
-            client.sendall(b"GET /sleep/0.625 HTTP/1.0\r\n\r\n")
-            await_(lambda: active("select pg_sleep(0.625)"))
-        await_(lambda: not active("select pg_sleep(0.625)"))
+            client.sendall(b"GET /sleep/1.625 HTTP/1.0\r\n\r\n")
+            await_(lambda: active("select pg_sleep(1.625)"))
+        await_(lambda: not active("select pg_sleep(1.625)"))
         assert request(f"{server.url}/sleep/0.0").error is None
         assert not server.matches("ERROR|Traceback")
 

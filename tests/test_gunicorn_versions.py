@@ -143,10 +143,10 @@ def test_large_file(serve, large_file):
 def test_graceful_stop(serve, active):
     """A worker that is told to stop finishes the query in flight and exits with 0."""
     with serve("flask_app:app", *WORKER) as server, ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(request, f"{server.url}/sleep/1.125")
-        await_(lambda: active("select pg_sleep(1.125)"))
+        answer = pool.submit(request, f"{server.url}/sleep/2.125")
+        await_(lambda: active("select pg_sleep(2.125)"))
         assert server.stop() == 0
-        assert json.loads(answer.result().body) == {"slept": 1.125}
+        assert json.loads(answer.result().body) == {"slept": 2.125}
         # gunicorn tells of every other way for a worker to end.
         assert not server.matches("exited with code|was sent")
 
