@@ -16,11 +16,6 @@ def open_files(pid):
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-def threads(pid):
-    """Return how many native threads a process has."""
-    return len(list(Path(f"/proc/{pid}/task").iterdir()))
-
-
 def memory(pid):
     """Return the bytes of memory a process has now; forget its peak so far."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")

@@ -70,7 +70,7 @@ def test_concurrent_queries(serve, options):
 
 @pytest.mark.parametrize("version", ["23", "25"], indirect=True)
 def test_worker_of_gunicorn(serve):
-    """The eventlet worker that is gunicorn's own, as long as it has one, is served as well."""
+    """The eventlet worker that gunicorn had of its own is served as well."""
     with serve("flask_app:app", "-k", "eventlet", *CONF) as server:
         assert quickest_of_50(server) < 0.6
         assert len(server.matches(INSTALLED)) == 1

@@ -7,15 +7,14 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Protocol
 
-from eventlet import Timeout, hubs
+from eventlet import Timeout, hubs, sleep
 from eventlet.green.ssl import GreenSSLContext, GreenSSLSocket
 from eventlet.greenio import GreenSocket
 
 if TYPE_CHECKING:
     from gunicorn.sock import BaseSocket
 
-# Bytes in one call of sendfile(2): more than a socket's buffer takes, so that
-# no file is sent to the end without a chance for the others.
+# The most bytes that sendfile(2) is asked to send at once.
 _PIECE = 1 << 20
 
 
@@ -51,6 +50,7 @@ class Client(GreenSocket):
                 if not step:
                     break
                 sent += step
+                sleep()  # the others' turn: a fast client never makes this one wait
         return sent
 
 
