@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import psycopg2
 import pytest
+import trustme
+from environments import build_wheel, environment_with_gunicorn
 
 from psycogreen._postgres import Server, postgres
 
@@ -32,6 +36,25 @@ def server() -> Iterator[Server]:
 def dsn(server: Server) -> str:
     """Its connection string."""
     return server.dsn
+
+
+@pytest.fixture
+def active(dsn: str) -> Iterator[Callable[[str], int]]:
+    """Return how many queries like the pattern PostgreSQL is running."""
+    conn = psycopg2.connect(dsn)
+    conn.autocommit = True
+    cursor = conn.cursor()
+
+    def active(pattern: str) -> int:
+        cursor.execute(
+            "select count(*) from pg_stat_activity where state = 'active'"
+            " and pid <> pg_backend_pid() and query like %s",
+            (pattern,),
+        )
+        return cursor.fetchone()[0]
+
+    yield active
+    conn.close()
 
 
 @pytest.fixture
@@ -64,6 +87,45 @@ def python(server: Server) -> Callable[..., str]:
         return result.stdout
 
     return python
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """A certificate authority of the tests' own."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def certificate(
+    authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str]:
+    """Options for gunicorn: TLS on this machine."""
+    folder = tmp_path_factory.mktemp("certificate")
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    return f"--certfile={folder / 'cert.pem'}", f"--keyfile={folder / 'key.pem'}"
+
+
+@pytest.fixture(scope="session")
+def tls(authority: trustme.CA) -> ssl.SSLContext:
+    """The client's side of TLS, which trusts that authority."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture(scope="session")
+def python_with_gunicorn(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str | None], str]:
+    """Return the Python of an environment with that major version of gunicorn.
+
+    With ``None`` it is the one that runs the tests.
+    """
+    wheel = cache(lambda: build_wheel(tmp_path_factory.mktemp("wheel")))
+    made = cache(lambda version: environment_with_gunicorn(version, wheel()))
+    return lambda version: made(version) if version else sys.executable
 
 
 def environment(server: Server) -> dict[str, str]:

@@ -143,8 +143,10 @@ def gunicorn(
         ROOT / "tools",
     ]
     path = os.pathsep.join(map(str, folders))
-    # -P: not the package of the current directory, but the installed one.
+    env = {"PYTHONPATH": path, **(env or {})}
+    # The package is to be the installed one, not that of the current directory:
+    # -P keeps it out of sys.path, into which gunicorn then puts it.
     command = [python, "-P", "-m", "gunicorn", "--bind=127.0.0.1:0", *options, app]
-    with HttpServer(*command, env={"PYTHONPATH": path, **(env or {})}) as server:
+    with HttpServer(*command, env=env, cwd=ROOT / "tests" / "apps") as server:
         server.await_listening()
         yield server
