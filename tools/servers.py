@@ -10,9 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
+
+from uwsgi_builds import ENGINES, Build
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,4 +149,38 @@ def gunicorn(
     command = [python, "-P", "-m", "gunicorn", "--bind=127.0.0.1:0", *options, app]
     with HttpServer(*command, env={"PYTHONPATH": path, **(env or {})}) as server:
         server.await_listening()
+        yield server
+
+
+@contextlib.contextmanager
+def uwsgi(
+    build: Build,
+    engine: str | None,
+    *options: str,
+    env: Mapping[str, str] | None = None,
+    folders: Sequence[Path] = (),
+) -> Iterator[HttpServer]:
+    """Run uWSGI with psycogreen's integration and the options of *engine*.
+
+    *options* name the application; modules are found in *folders*, examples/ and
+    tests/apps/.
+    """
+    paths = [*folders, ROOT / "examples", ROOT / "tests" / "apps"]
+    command = [
+        *build.command(engine),
+        *ENGINES.get(engine, ()),
+        "--http-socket=127.0.0.1:0",
+        "--disable-logging",
+        "--import=psycogreen.integrations.uwsgi",
+        *options,
+    ]
+    path = os.pathsep.join(map(str, paths))
+    # uWSGI imports from the current directory first: the package in the root is not
+    # the installed one.
+    cwd = ROOT / "tests"
+    variables = {"PYTHONPATH": path, **(env or {})}
+    with HttpServer(*command, env=variables, cwd=cwd) as server:
+        [bound] = server.await_line(r"bound to TCP address ([\d.]+):(\d+)")
+        server.address = (bound[1], int(bound[2]))
+        server.await_line("spawned uWSGI worker 1 ")
         yield server
