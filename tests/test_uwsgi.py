@@ -1,8 +1,10 @@
 """psycogreen in uWSGI's real processes, under each of its engines."""
 
 import json
+import os
 import random
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -19,7 +21,7 @@ LEFT_ALONE = (
     r"psycogreen: no wait callback installed in worker (\d+) \(pid: (\d+)\), "
     r"psycopg2 blocks as usual: (.*)"
 )
-SPAWNED = r"spawned uWSGI worker (\d+).*\(pid: (\d+)"
+SPAWNED = r"spawned uWSGI worker (\d+).*\((?:new )?pid: (\d+)"
 
 ENGINES = ["gevent", "greenlet", "ugreen"]
 OWN_ENGINES = ["greenlet", "ugreen"]
@@ -139,15 +141,15 @@ def test_collect_while_suspended(serve_uwsgi, build, engine, options):
 
 @pytest.mark.parametrize("build", ["pypi", *OTHER_PYTHONS])
 @each_own_engine
-def test_collect_amid_a_wait(serve_uwsgi, build, engine):
-    """Garbage whose destructor queries is collected at every step of a wait."""
+def test_query_amid_a_wait(serve_uwsgi, build, engine):
+    """A query in a signal handler, or in a destructor, amid another one's wait."""
     with serve_uwsgi(build, engine, APP) as server:
-        urls = [
-            f"{server.url}/collected_amid/{first}/{first}/{first + 20}"
-            for first in range(1, 81, 20)
-        ]
-        results = [request(url, timeout=20) for url in urls]
-        assert [result.body for result in results] == ["1", "21", "41", "61"]
+        request(f"{server.url}/alarm/x/0.0005")
+        urls = [f"{server.url}/plain/{token}/0" for token in range(2000)]
+        results = request_all(urls, at_once=20, timeout=20)
+        wrong = [n for n, result in enumerate(results) if result.body != str(n)]
+        assert not wrong
+        assert int(request(f"{server.url}/count_alarms/x").body) > 100
 
 
 @pytest.mark.parametrize(
@@ -285,25 +287,18 @@ def test_own_hook(serve_uwsgi, engine):
 @each_engine
 def test_respawn(serve_uwsgi, engine):
     """A worker that takes another's place installs the callback again."""
-    options = ["--master", "--max-requests=5", APP]
-    with serve_uwsgi("pypi", engine, *options) as server:
-        seen = set()
-        deadline = time.monotonic() + 60
-        while len(seen) < 3:
-            assert time.monotonic() < deadline, server.output
-            answer = request(f"{server.url}/status")
-            if not answer.error:  # the worker may have left with the request
-                seen.add(json.loads(answer.body)["pid"])
-        pids = [line[4] for line in server.matches(INSTALLED)]
-        assert len(set(pids)) == len(pids) >= 3
-        assert seen <= set(map(int, pids))
+    with serve_uwsgi("pypi", engine, "--master", APP) as server:
+        [first] = server.await_line(INSTALLED)
+        os.kill(int(first[4]), signal.SIGKILL)
+        _, second = server.await_line(INSTALLED, count=2)
+        assert json.loads(request(f"{server.url}/status").body)["engine"] == engine
+        assert first[4] != second[4]
 
 
 UNSERVED = {
     "processes": ("pypi", None, (), "without an async engine"),
     "threads": ("pypi", None, ("--threads=4",), "without an async engine"),
     "async": ("pypi", None, ("--async=10",), "no coroutine engine"),
-    "switched off": ("pypi", None, ("--async=10", "--ugreen=false"), "no coroutine"),
     "one core": ("pypi", None, ("--ugreen",), "without an async engine"),
     "asyncio": ("debian", "asyncio", ("--asyncio=10", "--greenlet"), "'asyncio'"),
     "tornado": ("debian", "tornado", ("--tornado=10", "--greenlet"), "'tornado'"),
@@ -323,6 +318,14 @@ def test_unserved_engines(serve_uwsgi, how):
         assert (status["framework"], status["callback"]) == (None, None)
         assert status["engine"] is None
         assert len(server.matches("psycogreen")) == 1
+
+
+def test_engine_switched_off(serve_uwsgi):
+    """An engine that is given as false is none."""
+    off = {"UWSGI_UGREEN": "false", "UWSGI_ASYNC": "10"}
+    with serve_uwsgi("pypi", None, APP, **off) as server:
+        [line] = server.await_line(LEFT_ALONE)
+        assert "no coroutine engine" in line[3]
 
 
 def test_without_psycogreen(serve_uwsgi):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -138,16 +138,9 @@ def gunicorn(
 
     *app* is found in examples/, demo/ and tests/apps/.
     """
-    folders = [
-        ROOT / "examples",
-        ROOT / "demo",
-        ROOT / "tests" / "apps",
-        ROOT / "tools",
-    ]
-    path = os.pathsep.join(map(str, folders))
     # -P: not the package of the current directory, but the installed one.
     command = [python, "-P", "-m", "gunicorn", "--bind=127.0.0.1:0", *options, app]
-    with HttpServer(*command, env={"PYTHONPATH": path, **(env or {})}) as server:
+    with HttpServer(*command, env=_variables(env)) as server:
         server.await_listening()
         yield server
 
@@ -158,29 +151,31 @@ def uwsgi(
     engine: str | None,
     *options: str,
     env: Mapping[str, str] | None = None,
-    folders: Sequence[Path] = (),
 ) -> Iterator[HttpServer]:
-    """Run uWSGI with psycogreen's integration and the options of *engine*.
+    """Run uWSGI, with the options of *engine* and psycogreen's integration.
 
-    *options* name the application; modules are found in *folders*, examples/ and
-    tests/apps/.
+    The *options* name the application, which is found in examples/, demo/ and
+    tests/apps/. If one of them names a configuration file then all else is there.
     """
-    paths = [*folders, ROOT / "examples", ROOT / "tests" / "apps"]
-    command = [
-        *build.command(engine),
-        *ENGINES.get(engine, ()),
-        "--http-socket=127.0.0.1:0",
-        "--disable-logging",
-        "--import=psycogreen.integrations.uwsgi",
-        *options,
-    ]
-    path = os.pathsep.join(map(str, paths))
-    # uWSGI imports from the current directory first: the package in the root is not
-    # the installed one.
-    cwd = ROOT / "tests"
-    variables = {"PYTHONPATH": path, **(env or {})}
-    with HttpServer(*command, env=variables, cwd=cwd) as server:
+    command = [*build.command(engine), "--http-socket=127.0.0.1:0", *options]
+    if not any(option.startswith("--ini") for option in options):
+        command += ENGINES.get(engine, ())
+        command += ["--disable-logging", "--import=psycogreen.integrations.uwsgi"]
+    # uWSGI imports from the current directory first, and the package in the root
+    # is not the installed one.
+    with HttpServer(*command, env=_variables(env), cwd=ROOT / "tests") as server:
         [bound] = server.await_line(r"bound to TCP address ([\d.]+):(\d+)")
         server.address = (bound[1], int(bound[2]))
         server.await_line("spawned uWSGI worker 1 ")
         yield server
+
+
+def _variables(env: Mapping[str, str] | None) -> dict[str, str]:
+    """Return *env* with what makes the applications and the tools importable."""
+    folders = [
+        ROOT / "examples",
+        ROOT / "demo",
+        ROOT / "tests" / "apps",
+        ROOT / "tools",
+    ]
+    return {"PYTHONPATH": os.pathsep.join(map(str, folders)), **(env or {})}

@@ -7,6 +7,7 @@ import contextvars
 import gc
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -221,31 +222,27 @@ def collect(token):
     return token
 
 
-def collected_amid(token, first, last):
-    """Wait while garbage is collected whose destructor waits.
+def alarm(token, interval):
+    """Have a signal handler query every so many seconds, between any two steps."""
+    handling = []
 
-    The threshold moves the collection from one allocation of the wait to the
-    next, until it has happened at each of them.
-    """
+    def handler(*_):
+        if not handling:
+            handling.append(True)
+            alarms.append(wait(token, 0))
+            handling.clear()
 
-    class Waits:
-        def __init__(self):
-            self.cycle = self
-
-        def __del__(self):
-            found.append(wait(token, 0.001))
-
-    found = []
-    wait(token, 0)
-    for threshold in range(int(first), int(last)):
-        gc.collect()
-        Waits()
-        gc.set_threshold(threshold)
-        assert wait(token, 0.001) == token
-        gc.set_threshold(700)
-    gc.collect()
-    assert found == [token] * (int(last) - int(first)), found
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, float(interval), float(interval))
     return token
+
+
+def count_alarms(_):
+    """Return how often the handler has queried."""
+    return str(len(alarms))
+
+
+alarms = []
 
 
 def thread(token, seconds):
