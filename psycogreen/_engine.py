@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import mmap
 import sys
 from types import ModuleType
 
@@ -51,13 +51,12 @@ def dangers() -> list[str]:
     if uwsgi is None or engine() != "ugreen":
         return []
     found = []
-    page = resource.getpagesize()
-    size = _number(uwsgi, "ugreen-stacksize") * page or UGREEN_DEFAULT_STACK
+    size = _number(uwsgi, "ugreen-stacksize") * mmap.PAGESIZE or UGREEN_DEFAULT_STACK
     if size < UGREEN_STACK:
         found.append(
             f"uGreen's stacks are {size // 1024} KB, deep recursion in C (nested "
             "JSON, pickles, comparisons) crashes the worker where Python would raise "
-            f"RecursionError: set ugreen-stacksize = {UGREEN_STACK // page}"
+            f"RecursionError: set ugreen-stacksize = {UGREEN_STACK // mmap.PAGESIZE}"
         )
     if not _number(uwsgi, "post-buffering"):
         found.append(

@@ -141,8 +141,8 @@ def monkey_patched() -> list[str]:
 
 
 def _detect() -> str:
-    if found := engine():
-        return "gevent" if found == "gevent" else "uwsgi"
+    if of_uwsgi := engine():
+        return "gevent" if of_uwsgi == "gevent" else "uwsgi"
     match monkey_patched():
         case [framework]:
             return framework

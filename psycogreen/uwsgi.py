@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial, wraps
 from math import ceil
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from psycopg2.extensions import get_wait_callback
 
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bound_stack", "patch_psycopg", "uwsgi_wait_callback"]
 
-Application = TypeVar("Application", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Anything longer is waited for in several turns: uWSGI's limit is a C int.
 _LONGEST_TURN = 3600  # seconds
@@ -85,7 +86,7 @@ def uwsgi_wait_callback(conn: connection, timeout: float | None = None) -> None:
     wait(conn, _wait_socket, timeout)
 
 
-def bound_stack(application: Application) -> Application:
+def bound_stack(application: Callable[P, R]) -> Callable[P, R]:
     """Return *application*, a WSGI callable, such that it cannot overrun its stack.
 
     Under uGreen on Python 3.14 or newer nothing else keeps recursion in C, such
@@ -98,15 +99,18 @@ def bound_stack(application: Application) -> Application:
     """
     if sys.version_info < (3, 14) or _engine.engine() != "ugreen":
         return application
-    from psycogreen import _ugreen
+    try:
+        from psycogreen import _ugreen
+    except ImportError:  # which patch_psycopg() tells of: nothing is suspended
+        return application
 
     @wraps(application)
-    def bounded(*arguments: Any) -> Any:
+    def bounded(*args: P.args, **kwargs: P.kwargs) -> R:
         if not _ugreen.on_green_stack():
-            return application(*arguments)
+            return application(*args, **kwargs)
         _ugreen.enter_stack()
         try:
-            return application(*arguments)
+            return application(*args, **kwargs)
         finally:
             _ugreen.leave_stack()
 
@@ -194,10 +198,10 @@ def _suspend_until_ready(fd: int, *, write: bool, limit: int) -> None:
     """Suspend the request, for at most *limit* of uWSGI's seconds; 0 is no limit."""
     wait_fd = uwsgi.wait_fd_write if write else uwsgi.wait_fd_read
     # Both calls from C, so that nothing gets between them. Between two lines of
-    # Python the garbage collector may run a destructor, and that a query: whose
-    # wait, when it ends, takes the descriptor off uWSGI's list for this request.
-    # The suspension would be for ever.
-    calls = partial(wait_fd, fd, limit), _found.suspend
+    # Python a signal handler may run, or the garbage collector a destructor, and
+    # make a query: the end of its wait takes this one's descriptor, too, off
+    # uWSGI's list for the request, and the suspension would be for ever.
+    calls: list[Callable[[], object]] = [partial(wait_fd, fd, limit), _found.suspend]
     deque(map(operator.call, calls), maxlen=0)
 
 

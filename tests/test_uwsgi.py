@@ -120,13 +120,18 @@ def test_mixed_stress_with_garbage(serve_uwsgi, engine):
     with serve_uwsgi("pypi", engine, "--master", APP) as server:
         urls = [f"{server.url}/mixed/{token}/0.02" for token in range(600)]
         urls[::7] = [f"{server.url}/collect/{token}" for token in range(0, 600, 7)]
-        urls[::11] = [f"{server.url}/thread/{token}/0.02" for token in range(0, 600, 11)]
+        urls[::11] = [
+            f"{server.url}/thread/{token}/0.02" for token in range(0, 600, 11)
+        ]
         results = request_all(urls, at_once=50)
         assert [result.body for result in results] == list(map(str, range(600)))
         assert_alive(server)
 
 
-@pytest.mark.parametrize(("build", "options"), [("pypi", ()), ("debian", ()), ("debian", ("--enable-threads",))])
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [("pypi", ()), ("debian", ()), ("debian", ("--enable-threads",))],
+)
 @each_own_engine
 def test_collect_while_suspended(serve_uwsgi, build, engine, options):
     """Collecting garbage leaves 50 suspended requests alone."""
@@ -229,7 +234,9 @@ def test_timeout(serve_uwsgi, build, engine):
         assert max(taken) < 10
 
 
-@pytest.mark.parametrize("mode", ["", "--master", "--lazy-apps", "--master --lazy-apps"])
+@pytest.mark.parametrize(
+    "mode", ["", "--master", "--lazy-apps", "--master --lazy-apps"]
+)
 @each_engine
 def test_processes(serve_uwsgi, engine, mode):
     """Three workers: each installs the callback once, and says so."""
@@ -264,7 +271,7 @@ def test_mule_and_spooler(serve_uwsgi, tmp_path, engine, lazy):
         *lazy,
         f"--mule={app / 'uwsgi_mule.py'}",
         f"--spooler={tmp_path}",
-        f"--spooler-python-import=uwsgi_spooler",
+        "--spooler-python-import=uwsgi_spooler",
         APP,
     ]
     with serve_uwsgi("pypi", engine, *options) as server:
@@ -274,6 +281,16 @@ def test_mule_and_spooler(serve_uwsgi, tmp_path, engine, lazy):
         results = requests(20, f"{server.url}/plain/x/0.2")
         assert [result.body for result in results] == ["x"] * 20
         assert_alive(server)
+
+
+@each_engine
+def test_detected(serve_uwsgi, engine):
+    """Without a name, the framework is that of the engine."""
+    with serve_uwsgi("pypi", engine, APP) as server:
+        status = json.loads(request(f"{server.url}/detect").body)
+        framework = "gevent" if engine == "gevent" else "uwsgi"
+        assert (status["framework"], status["engine"]) == (framework, engine)
+        assert request(f"{server.url}/plain/x/0.1").body == "x"
 
 
 @each_engine

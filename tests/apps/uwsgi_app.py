@@ -61,14 +61,19 @@ def plain(token, seconds):
     return wait(token, seconds)
 
 
+def assert_handled(exception):
+    """Assert that this is the exception being handled."""
+    assert sys.exc_info()[1] is exception, sys.exc_info()
+
+
 def handling(token, seconds):
     """Wait while an exception is handled, and find that one afterwards."""
     try:
         raise LookupError(token)
     except LookupError as ex:
         answer = wait(token, seconds)
-        assert sys.exc_info()[1] is ex, sys.exc_info()
-    assert sys.exc_info()[1] is None, sys.exc_info()
+        assert_handled(ex)
+    assert_handled(None)
     return answer
 
 
@@ -80,15 +85,15 @@ def handling_in_generator(token, seconds):
             raise LookupError(token)
         except LookupError as ex:
             yield wait(token, seconds)
-            assert sys.exc_info()[1] is ex, sys.exc_info()
+            assert_handled(ex)
             yield wait(token, seconds)
-            assert sys.exc_info()[1] is ex, sys.exc_info()
+            assert_handled(ex)
 
     try:
         raise KeyError(token)
     except KeyError as ex:
         found = set(answers())
-        assert sys.exc_info()[1] is ex, sys.exc_info()
+        assert_handled(ex)
     return found.pop()
 
 
@@ -127,7 +132,7 @@ def failing(token, seconds):
             cursor.execute("select 1 / 0 from pg_sleep(%s)", (float(seconds),))
         except psycopg2.errors.DivisionByZero as ex:
             cursor.execute("select %s, pg_sleep(%s)", (token, float(seconds)))
-            assert sys.exc_info()[1] is ex
+            assert_handled(ex)
     return cursor.fetchone()[0]
 
 
@@ -274,6 +279,14 @@ def status(*_):
     return json.dumps({**told, "worker": uwsgi.worker_id()})
 
 
+def detect(*_):
+    """Patch as psycogreen finds out by itself."""
+    psycogreen.unpatch_psycopg()
+    psycogreen.patch_psycopg()
+    psycogreen.patch_psycopg()
+    return status()
+
+
 def spool(token):
     """Leave a task to the spooler."""
     uwsgi.spool({b"token": token.encode()})
@@ -330,7 +343,7 @@ def application(environ, start_response):
         arguments.insert(0, environ)
     try:
         answer = globals()[name](*arguments)
-    except Exception:
+    except Exception:  # noqa: BLE001
         answer = traceback.format_exc()  # which no test expects
     start_response("200 OK", headers)
     return [answer.encode()]
