@@ -334,7 +334,7 @@ def test_unserved_engines(serve_uwsgi, how):
         status = json.loads(request(f"{server.url}/status").body)
         assert (status["framework"], status["callback"]) == (None, None)
         assert status["engine"] is None
-        assert len(server.matches("psycogreen")) == 1
+        assert len(server.matches("psycogreen: ")) == 1
 
 
 def test_engine_switched_off(serve_uwsgi):

@@ -17,7 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache"
 UWSGI = "2.0.31"
-OTHER_PYTHONS = ("3.12", "3.13", "3.14")
+OTHER_PYTHONS = [
+    f"3.{minor}" for minor in range(11, 15) if (3, minor) != sys.version_info[:2]
+]
 
 DEBIAN = Path("/usr/bin/uwsgi-core")
 DEBIAN_PYTHON = Path("/usr/bin/python3")
