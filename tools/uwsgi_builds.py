@@ -187,3 +187,7 @@ def _run(command: list[str], env: dict[str, str] | None = None) -> None:
     if result.returncode:
         msg = f"{' '.join(command)} failed:\n{result.stdout}"
         raise RuntimeError(msg)
+
+
+if __name__ == "__main__":
+    print(current().program)
