@@ -19,7 +19,7 @@ INSTALLED = (
 )
 LEFT_ALONE = (
     r"psycogreen: no wait callback installed in worker (\d+) \(pid: (\d+)\), "
-    r"psycopg2 blocks as usual: (.*)"
+    r"psycopg2 (?:blocks as usual|is left as it is): (.*)"
 )
 SPAWNED = r"spawned uWSGI worker (\d+).*\((?:new )?pid: (\d+)"
 
@@ -328,6 +328,7 @@ def test_unserved_engines(serve_uwsgi, how):
     build, engine, options, reason = UNSERVED[how]
     with serve_uwsgi(build, engine, "--master", *options, APP) as server:
         [line] = server.await_line(LEFT_ALONE)
+        assert "psycopg2 blocks as usual: " in line[0]
         assert reason in line[3]
         assert "--gevent N, --async N --greenlet or --async N --ugreen" in line[3]
         assert request(f"{server.url}/plain/x/0.1").body == "x"
@@ -358,6 +359,7 @@ def test_conflict(serve_uwsgi, engine):
     """A foreign callback is left in place, and named."""
     with serve_uwsgi("pypi", engine, "--module=uwsgi_conflict_app") as server:
         [line] = server.await_line(LEFT_ALONE)
+        assert "psycopg2 is left as it is: " in line[0]
         assert "psycopg2.extras.wait_select" in line[3]
         assert request(f"{server.url}/plain/x/0.1").body == "x"
 

@@ -13,6 +13,7 @@ import contextlib
 import os
 
 import uwsgi
+from psycopg2.extensions import get_wait_callback
 
 from psycogreen import patch_psycopg
 from psycogreen._engine import engine
@@ -34,9 +35,9 @@ def _prepare_process() -> None:
     try:
         patch_psycopg(framework)
     except (ImportError, RuntimeError) as ex:
+        state = "is left as it is" if get_wait_callback() else "blocks as usual"
         uwsgi.log(
-            f"psycogreen: no wait callback installed {where}, "
-            f"psycopg2 blocks as usual: {ex}"
+            f"psycogreen: no wait callback installed {where}, psycopg2 {state}: {ex}"
         )
     else:
         detail = "" if framework == "gevent" else f" ({engine()})"
@@ -53,7 +54,7 @@ def _prepare_after_fork() -> None:
         with contextlib.suppress(ModuleNotFoundError):
             from uwsgidecorators import postfork
 
-            if before and before.__module__ != postfork.__module__:
+            if before and getattr(before, "__module__", "") != postfork.__module__:
                 postfork(before)
             postfork(_prepare_process)
             return
