@@ -67,8 +67,10 @@ def dangers() -> list[str]:
 
 
 def _uwsgi() -> ModuleType | None:
-    # uWSGI makes the module before it loads any application.
-    return sys.modules.get("uwsgi")
+    # uWSGI makes the module before it loads any application. What stands in for it
+    # elsewhere, in an application's tests, need not have all that it has.
+    module = sys.modules.get("uwsgi")
+    return module if hasattr(module, "loop") and hasattr(module, "opt") else None
 
 
 def _option(uwsgi: ModuleType, name: str) -> bytes | bool:

@@ -32,6 +32,9 @@
 #ifdef PYPY_VERSION
 #  error "PyPy's thread state is another"
 #endif
+#ifndef __GLIBC__
+#  error "musl tells how far the first thread's stack has grown, not how far it may"
+#endif
 
 /* A machine stack, from its lowest address to the one past its highest. */
 typedef struct {

@@ -153,6 +153,21 @@ def test_unknown_framework(run):
     )
 
 
+def test_stand_in_for_uwsgi(run):
+    """A module that only bears uWSGI's name is not taken for it."""
+    run(
+        """
+        import sys, types
+        import psycogreen
+        sys.modules["uwsgi"] = types.ModuleType("uwsgi")
+        assert psycogreen.status().engine is None
+        psycogreen.patch_psycopg()
+        assert psycogreen.status().framework == "gevent"
+        """,
+        patched="gevent",
+    )
+
+
 @pytest.mark.parametrize(
     "call", ["psycogreen.patch_psycopg('uwsgi')", "import psycogreen.uwsgi"]
 )
