@@ -2,12 +2,16 @@
 # python3 is older than 3.11: make PYTHON=python3.12 ...
 PYTHON = python3
 BIN = .venv/bin
-SOURCES = pyproject.toml $(shell find psycogreen -type f -not -name '*.pyc')
+SOURCES = pyproject.toml setup.py $(shell find psycogreen -type f -not -name '*.pyc')
 
-.PHONY: demo test lint format build clean
+.PHONY: demo uwsgi test lint format build clean
 
 demo: .venv/demo
 	PYTHONPATH=tools $(BIN)/python demo
+
+# A uWSGI with all its engines, which the demo then shows and the tests run.
+uwsgi: .venv/demo
+	$(BIN)/python tools/uwsgi_builds.py
 
 # The tests import the package as it is installed, never this folder's.
 test: .venv/test

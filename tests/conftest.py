@@ -7,13 +7,16 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
 import psycopg2
 import pytest
 import trustme
+import uwsgi_builds
 from environments import build_wheel, environment_with_gunicorn
+from servers import HttpServer, uwsgi
 
 from psycogreen._postgres import Server, postgres
 
@@ -141,3 +144,28 @@ def environment(server: Server) -> dict[str, str]:
         "EVENTLET_TESTS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, folders)),
     }
+
+
+@pytest.fixture
+def serve_uwsgi(server: Server) -> Callable[..., AbstractContextManager[HttpServer]]:
+    """`servers.uwsgi` with the build of that name, or skip and say what is missing."""
+
+    def serve(name: str, engine: str | None, *options: str, **env: str):
+        try:
+            build = _find_build(name)
+        except uwsgi_builds.Unavailable as ex:
+            pytest.skip(str(ex))
+        return uwsgi(build, engine, *options, env={"DSN": server.dsn, **env})
+
+    return serve
+
+
+@cache  # each is made, or brought up to date, once
+def _find_build(name: str) -> uwsgi_builds.Build:
+    match name:
+        case "pypi":
+            return uwsgi_builds.current()
+        case "debian":
+            return uwsgi_builds.debian()
+        case version:
+            return uwsgi_builds.other(version)
