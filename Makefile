@@ -4,7 +4,7 @@ PYTHON = python3
 BIN = .venv/bin
 SOURCES = pyproject.toml setup.py $(shell find psycogreen -type f -not -name '*.pyc')
 
-.PHONY: demo uwsgi test lint format build clean
+.PHONY: demo uwsgi test lint instructions check-instructions record-instructions format build clean
 
 demo: .venv/demo
 	PYTHONPATH=tools $(BIN)/python demo
@@ -22,6 +22,17 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What a query costs, counted by valgrind. After a change that is meant to make it
+# dearer or cheaper, the figures that the check compares with are recorded anew.
+instructions: .venv/bench
+	$(BIN)/python benchmarks/instructions.py
+
+check-instructions: .venv/test
+	$(BIN)/python benchmarks/instructions.py --check
+
+record-instructions: .venv/test
+	$(BIN)/python benchmarks/instructions.py --record
+
 format: .venv/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -34,7 +45,7 @@ build: .venv/test
 
 # An extra's stamp. The package itself is always built anew: pip takes an
 # installed one of the same version for up to date.
-.venv/demo .venv/test: $(SOURCES) | .venv
+.venv/bench .venv/demo .venv/test: $(SOURCES) | .venv
 	$(BIN)/pip install --quiet '.[$(@F)]'
 	$(BIN)/pip install --quiet --no-deps --force-reinstall .
 	touch $@

@@ -1,0 +1,175 @@
+"""What a query costs, in instructions of the processor, as callgrind counts them.
+
+Usage: instructions.py [--check | --record] [WAY[:GREENLETS] ...]
+
+Unlike time it hardly depends on what else the machine does. What remains is how
+many answers have come in each time that the loop looks: with more of them at once
+the loop's own share is smaller. The process is slow under valgrind, so that most
+of them are there, and it is measured several times, of which the median counts.
+
+--check compares with the figures of instructions.json and fails if one is exceeded
+by more than 5 %. They are good for the Python version and the processor they stand
+for; on any other it says so and compares nothing. Where the versions of the
+libraries differ it says so and compares nevertheless.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ways import ROOT, WAYS, fetch_former
+
+from psycogreen._postgres import postgres
+
+RECORD = Path(__file__).with_suffix(".json")
+TOLERANCE = 0.05
+GUARDED = ["gevent", "eventlet"]
+GREENLETS = 10
+REPETITIONS = 5
+LIBRARIES = ["gevent", "eventlet", "greenlet", "psycopg2-binary"]
+
+
+class Failed(Exception):
+    """A measured process has failed; the message is its output."""
+
+
+def measure(way: str, greenlets: int, dsn: str) -> float:
+    """Return the instructions that one query costs, in user space.
+
+    Of a short and of a long stretch, so that what does not grow with the queries,
+    such as spawning the greenlets, cancels out.
+    """
+    short = max(200, 4 * greenlets)
+    long = 3 * short
+    counts = _count(way, greenlets, [short, *[short, long] * REPETITIONS], dsn)
+    pairs = zip(counts[1::2], counts[2::2], strict=True)
+    return statistics.median((more - less) / (long - short) for less, more in pairs)
+
+
+def _count(way: str, greenlets: int, stretches: list[int], dsn: str) -> list[int]:
+    """Return the instructions of each stretch."""
+    # The same hashes, hence the same dictionaries, each time.
+    env = {**WAYS[way].variables(), "DSN": dsn, "PYTHONHASHSEED": "0"}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            "valgrind",
+            "--tool=callgrind",
+            "--dump-before=getppid*",
+            f"--callgrind-out-file={folder}/out",
+            # -P: the package is to be the installed one.
+            *(sys.executable, str(ROOT / "benchmarks" / "queries.py"), way),
+            *map(str, [greenlets, *stretches]),
+        ]
+        result = subprocess.run(
+            command, env=env, capture_output=True, text=True, check=False
+        )
+        if result.returncode:
+            raise Failed(result.stdout + result.stderr)
+        # The first one is what came before the first stretch.
+        return [_total(folder, n) for n in range(2, len(stretches) + 2)]
+
+
+def _total(folder: str, number: int) -> int:
+    text = Path(folder, f"out.{number}").read_text()
+    return int(re.search(r"^(?:totals|summary): (\d+)", text, re.MULTILINE)[1])
+
+
+def environment() -> dict[str, str]:
+    """Return what the figures depend on, beside psycogreen."""
+    found = {"python": platform.python_version(), "processor": platform.machine()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            found[library] = "none"
+    return found
+
+
+def comparable(recorded: dict[str, str]) -> bool:
+    """Return whether figures recorded in that environment are good for this one.
+
+    Print what differs.
+    """
+    here = environment()
+    differing = [name for name in here if here[name] != recorded.get(name)]
+    for name in differing:
+        print(f"recorded with {name} {recorded.get(name)}, here it is {here[name]}")
+    same_python = (
+        here["python"].rsplit(".", 1)[0] == recorded["python"].rsplit(".", 1)[0]
+    )
+    return same_python and "processor" not in differing
+
+
+def check(dsn: str) -> int:
+    """Compare with the record; return the exit status."""
+    record = json.loads(RECORD.read_text())
+    if not comparable(record["environment"]):
+        print(
+            "instructions are not compared: record them anew, make record-instructions"
+        )
+        return 0
+    status = 0
+    for way, recorded in record["instructions"].items():
+        found = measure(way, GREENLETS, dsn)
+        more = found / recorded - 1
+        print(f"{way:16} {found:9,.0f} recorded {recorded:9,.0f} {more:+7.1%}")
+        if more > TOLERANCE:
+            print(f"a query costs over {TOLERANCE:.0%} more than recorded")
+            status = 1
+    return status
+
+
+def record(dsn: str) -> None:
+    """Record the figures of this environment."""
+    found = {way: round(measure(way, GREENLETS, dsn)) for way in GUARDED}
+    text = json.dumps({"environment": environment(), "instructions": found}, indent=2)
+    RECORD.write_text(text + "\n")
+    print(text)
+
+
+def table(dsn: str, wanted: list[str]) -> None:
+    """Print the figures of what is *wanted*."""
+    for spec in wanted:
+        way, _, greenlets = spec.partition(":")
+        figure = measure(way, int(greenlets or GREENLETS), dsn)
+        print(f"{way:16} {greenlets or GREENLETS:>4} {figure:9,.0f}", flush=True)
+
+
+def main() -> int:
+    """Do as the command line says; return the exit status."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("wanted", nargs="*", metavar="WAY[:GREENLETS]")
+    options = parser.parse_args()
+    if not shutil.which("valgrind"):
+        print("instructions are not counted: valgrind is missing, apt-get install it")
+        return 0
+    with postgres() as server:
+        os.nice(5)  # the server, which is started, comes first: all answers are there
+        if options.check:
+            return check(server.dsn)
+        if options.record:
+            record(server.dsn)
+        else:
+            fetch_former()
+            table(
+                server.dsn,
+                options.wanted or [f"{w}:{n}" for w in WAYS for n in (1, 10, 50)],
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Run ``select 1`` again and again in one of the ways. A process of a benchmark.
+
+Usage: queries.py WAY GREENLETS QUERIES...
+
+Each number of QUERIES, shared among the greenlets, is a stretch of its own: a line
+of JSON tells what it took. The variable DSN says where the server is.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from ways import WAYS
+
+
+def work(conn: Any, queries: int) -> None:  # noqa: ANN401
+    """Make so many queries."""
+    cursor = conn.cursor()
+    for _ in range(queries):
+        cursor.execute("select 1")
+        cursor.fetchall()
+
+
+def main() -> None:
+    """Run every stretch."""
+    name, greenlets, *stretches = sys.argv[1:]
+    connect, run_all = WAYS[name].begin()
+    connections = [connect(os.environ["DSN"]) for _ in range(int(greenlets))]
+    for conn in connections:
+        conn.autocommit = True
+    for queries in map(int, stretches):
+        each = queries // len(connections)
+        jobs = [functools.partial(work, conn, each) for conn in connections]
+        os.getppid()  # instructions.py has callgrind write down its count here
+        cpu, wall = time.process_time(), time.perf_counter()
+        run_all(jobs)
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        print(json.dumps({"queries": each * len(jobs), "cpu": cpu, "wall": wall}))
+    os.getppid()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The ways to run queries that are compared: each is for a process of its own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+FORMER = ROOT / ".cache" / "psycogreen-1.0.2"
+
+Job = Callable[[], object]
+RunAll = Callable[[Sequence[Job]], object]
+
+
+@dataclass(frozen=True)
+class Way:
+    """What runs side by side, and how psycopg2 waits meanwhile."""
+
+    title: str
+    framework: str
+    """``"gevent"``, ``"eventlet"`` or ``"threads"``."""
+    patch: str | None = None
+    """The module whose patch_psycopg() is called. ``None``: whatever is there
+    without, which is eventlet's own callback under eventlet."""
+    driver: str = "psycopg2"
+    env: dict[str, str] = field(default_factory=dict)
+    """What the process needs in its environment."""
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment of the process."""
+        # eventlet warns that it is deprecated unless its own tests run.
+        return {**os.environ, "EVENTLET_TESTS": "1", **self.env}
+
+    def begin(self) -> tuple[Callable[..., Any], RunAll]:
+        """Monkey-patch this process; return what connects, and what runs jobs."""
+        run_all = _FRAMEWORKS[self.framework]()
+        driver = importlib.import_module(self.driver)
+        if self.patch:
+            importlib.import_module(self.patch).patch_psycopg()
+        return driver.connect, run_all
+
+
+def _gevent() -> RunAll:
+    from gevent import monkey
+
+    monkey.patch_all()
+    import gevent
+
+    def run_all(jobs: Sequence[Job]) -> None:
+        gevent.joinall([gevent.spawn(job) for job in jobs], raise_error=True)
+
+    return run_all
+
+
+def _eventlet() -> RunAll:
+    import eventlet
+
+    eventlet.monkey_patch()
+
+    def run_all(jobs: Sequence[Job]) -> None:
+        for task in [eventlet.spawn(job) for job in jobs]:
+            task.wait()
+
+    return run_all
+
+
+def _threads() -> RunAll:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def run_all(jobs: Sequence[Job]) -> None:
+        if len(jobs) == 1:
+            jobs[0]()
+            return
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            list(pool.map(lambda job: job(), jobs))
+
+    return run_all
+
+
+_FRAMEWORKS = {"gevent": _gevent, "eventlet": _eventlet, "threads": _threads}
+
+_PURE = {"PSYCOGREEN_PURE": "1"}
+_FORMER = {"PYTHONPATH": str(FORMER)}
+
+WAYS = {
+    "gevent": Way("psycogreen, gevent", "gevent", "psycogreen"),
+    "gevent-pure": Way("… in pure Python", "gevent", "psycogreen", env=_PURE),
+    "gevent-libuv": Way(
+        "… on libuv", "gevent", "psycogreen", env={"GEVENT_LOOP": "libuv-cffi"}
+    ),
+    "gevent-1.0.2": Way(
+        "psycogreen 1.0.2, gevent", "gevent", "psycogreen.gevent", env=_FORMER
+    ),
+    "psycopg3": Way("psycopg 3, gevent", "gevent", driver="psycopg"),
+    "eventlet": Way("psycogreen, eventlet", "eventlet", "psycogreen"),
+    "eventlet-pure": Way("… in pure Python", "eventlet", "psycogreen", env=_PURE),
+    "eventlet-asyncio": Way(
+        "… on asyncio", "eventlet", "psycogreen", env={"EVENTLET_HUB": "asyncio"}
+    ),
+    "eventlet-1.0.2": Way(
+        "psycogreen 1.0.2, eventlet", "eventlet", "psycogreen.eventlet", env=_FORMER
+    ),
+    "eventlet-builtin": Way("eventlet's own callback", "eventlet"),
+    "threads": Way("psycopg2 that blocks, threads", "threads"),
+}
+
+
+def fetch_former() -> None:
+    """Get psycogreen 1.0.2 from PyPI, once, to where it is not installed over ours."""
+    if not FORMER.exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        subprocess.run([*pip, "--target", str(FORMER), "psycogreen==1.0.2"], check=True)
