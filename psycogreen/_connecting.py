@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,14 @@ class _Host:
     def error_prefix(self) -> str:
         """How libpq begins what it says about this host."""
         return error_prefix(self.host, self.address, self.port)
+
+    def is_in(self, error: str) -> bool:
+        """Whether libpq says something about this host in *error*."""
+        prefix = re.escape(self.error_prefix)
+        if not self.address:
+            # libpq has looked it up, and names the address it was at.
+            prefix = prefix.replace('",', r'"( \([^)]*\))?,')
+        return re.search(prefix, error) is not None
 
 
 def _hosts(parameters: Mapping[str, str]) -> list[_Host]:
@@ -201,7 +210,7 @@ class _Attempt:
             and int(host.port or DEFAULT_PORT) == timeout.port
         ]
         # Of several addresses of one name it is the last one that libpq mentions.
-        begun = [host for host in here if host.error_prefix in timeout.errors]
+        begun = [host for host in here if host.is_in(timeout.errors)]
         return (begun[-1:] or here or self._hosts)[0]
 
     def _completed(self, error: str) -> str:
@@ -210,8 +219,8 @@ class _Attempt:
         Why they did is lost: libpq forgets it when psycopg2 makes the connection
         attempt non-blocking.
         """
-        prefixes = [host.error_prefix for host in self._hosts]
-        if not any(prefix in error for prefix in prefixes):
+        if not any(host.is_in(error) for host in self._hosts):
             return error
-        at_once = itertools.takewhile(lambda prefix: prefix not in error, prefixes)
-        return "".join(f"{prefix}it failed at once\n" for prefix in at_once) + error
+        at_once = itertools.takewhile(lambda host: not host.is_in(error), self._hosts)
+        lines = [f"{host.error_prefix}it failed at once\n" for host in at_once]
+        return "".join(lines) + error

@@ -73,7 +73,7 @@ class Loop(Protocol):
         """Let the loop end: nobody waits."""
 
     def forget(self) -> None:
-        """Keep no set for the hub, after a fork: see `EpollSet.abandon`."""
+        """Keep no set for the hub, in a child just forked: see `EpollSet.abandon`."""
 
 
 class EpollSet:
@@ -116,6 +116,7 @@ class EpollSet:
     def _collect(self) -> None:
         """Wake whoever waits for a socket that is ready. Called in the hub."""
         if self.abandoned:
+            self.loop.release()
             return
         events = self._epoll.poll(0)
         self._collected += 1
@@ -168,7 +169,6 @@ class EpollSet:
         server: their descriptors lead nowhere from now on.
         """
         self.abandoned = True
-        self.loop.release()
         self.loop.forget()
         nowhere = os.open(os.devnull, os.O_RDWR)
         for entry in self._own_entries():

@@ -83,7 +83,7 @@ class _Loop:
 
     def hold(self) -> None:
         # Nothing to hold: eventlet's loop goes on until the process ends.
-        if hubs._threadlocal.hub is not self._hub:
+        if getattr(hubs._threadlocal, "hub", None) is not self._hub:
             raise HubGone
 
     def release(self) -> None:

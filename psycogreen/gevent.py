@@ -68,7 +68,7 @@ class _Loop:
         self._watcher.start(callback)
 
     def hold(self) -> None:
-        if self._hub.dead:
+        if self._hub.loop is None:  # destroyed
             raise HubGone
         self._watcher.ref = True
 
@@ -76,6 +76,35 @@ class _Loop:
         self._watcher.ref = False
 
     def forget(self) -> None:
+        self.release()
+        del self._hub._psycogreen
+
+
+class _LibuvLoop(_Loop):
+    """The same on libuv, whose watchers of sockets cannot be taken out of account."""
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        held = False
+        if self._watcher:
+            held = self._watcher.active
+            self._watcher.stop()
+            self._watcher.close()
+        self._watcher = self._hub.loop.io(fd, 1)
+        self._callback = callback
+        if held:
+            self.hold()
+
+    def hold(self) -> None:
+        if self._hub.loop is None:  # destroyed
+            raise HubGone
+        self._watcher.start(self._callback)
+
+    def release(self) -> None:
+        self._watcher.stop()
+
+    def forget(self) -> None:
+        # Not stop(): before gevent has made the child's loop its own, that would
+        # stop the parent's watcher.
         del self._hub._psycogreen
 
 
@@ -89,8 +118,13 @@ def _epoll_set() -> EpollSet | None:
     try:
         found: EpollSet | None = hub._psycogreen
     except AttributeError:
-        found = hub._psycogreen = EpollSet(_Loop(hub)) if _epoll.available() else None
+        found = hub._psycogreen = EpollSet(_loop(hub)) if _epoll.available() else None
     return found
+
+
+def _loop(hub: gevent.hub.Hub) -> _Loop:
+    libuv = type(hub.loop).__module__.startswith("gevent.libuv")
+    return _LibuvLoop(hub) if libuv else _Loop(hub)
 
 
 def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:

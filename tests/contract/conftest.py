@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 
 import frameworks
@@ -51,3 +55,46 @@ def connect(dsn: str) -> Iterator[Callable[..., psycopg2.extensions.connection]]
 def conn(connect: Callable[..., object]) -> object:
     """An open connection."""
     return connect()
+
+
+@pytest.fixture
+def script(dsn):
+    """Run code in a new process of the same backend; return what it prints."""
+
+    def script(code):
+        start = f"""
+import os, sys, warnings
+from run import patch
+patch({os.environ["PSYCOGREEN_TEST_BACKEND"]!r})
+import psycogreen
+import psycopg2
+import frameworks
+warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
+psycogreen.patch_psycopg()
+green = frameworks.current()
+dsn = {dsn!r}
+
+def query():
+    conn = psycopg2.connect(dsn)
+    cursor = conn.cursor()
+    cursor.execute("select 42, pg_sleep(0.1)")
+    value = cursor.fetchone()[0]
+    conn.close()
+    return value
+
+def check():
+    with green.ticking():
+        assert query() == 42
+"""
+        result = subprocess.run(
+            [sys.executable, "-P", "-W", "error", "-c", start + textwrap.dedent(code)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout
+        return result.stdout
+
+    return script

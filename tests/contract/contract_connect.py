@@ -180,6 +180,20 @@ def test_hosts_that_fail_at_once(green, user, port):
     assert "timeout expired" in str(caught.value)
 
 
+def test_error_of_each_host_without_resolving(green, user):
+    """The same when libpq resolves the names, and tells the address by itself."""
+    psycogreen.unpatch_psycopg()
+    psycogreen.patch_psycopg(resolve_hosts=False)
+    with closed_port() as first, closed_port() as second:
+        with pytest.raises(psycopg2.OperationalError) as caught:
+            psycopg2.connect(
+                host="localhost,127.0.0.1", port=f"{first},{second}", **user
+            )
+    error = str(caught.value)
+    assert error.count("Connection refused") == error.count(" failed: ")
+    assert "failed at once" not in error
+
+
 def test_read_write_host(green, user, port):
     """target_session_attrs is judged by libpq, also after a host was silent."""
     read_only = psycopg2.connect(host="127.0.0.1", port=port, **user)

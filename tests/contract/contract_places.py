@@ -1,9 +1,6 @@
 """Every place that psycopg2 may be called from."""
 
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 
 import psycopg2
@@ -134,48 +131,6 @@ def test_hub(green, dsn, connect):
     assert "spawn a green" in str(errors[0])
     with green.ticking():
         connect().cursor().execute("select pg_sleep(0.1)")
-
-
-@pytest.fixture
-def script(dsn):
-    """Run code in a new process of the same backend; return what it prints."""
-
-    def script(code):
-        start = f"""
-import os, sys, warnings
-from run import patch
-patch({os.environ["PSYCOGREEN_TEST_BACKEND"]!r})
-import psycogreen
-import psycopg2
-import frameworks
-warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
-psycogreen.patch_psycopg()
-green = frameworks.current()
-
-def query():
-    conn = psycopg2.connect({dsn!r})
-    cursor = conn.cursor()
-    cursor.execute("select 42, pg_sleep(0.1)")
-    value = cursor.fetchone()[0]
-    conn.close()
-    return value
-
-def check():
-    with green.ticking():
-        assert query() == 42
-"""
-        result = subprocess.run(
-            [sys.executable, "-P", "-W", "error", "-c", start + textwrap.dedent(code)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert result.returncode == 0, result.stdout
-        return result.stdout
-
-    return script
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,10 @@ class Framework:
         """Return whether this thread has a hub."""
         raise NotImplementedError
 
+    def new_hub(self) -> None:
+        """Give this thread another hub."""
+        raise NotImplementedError
+
     def in_thread_pool(
         self, function: Callable[..., object], *arguments: object
     ) -> object:
@@ -101,6 +105,10 @@ class Gevent(Framework):
 
         return get_hub_if_exists() is not None
 
+    def new_hub(self) -> None:
+        """Destroy it: gevent makes another one when it needs one."""
+        self._gevent.get_hub().destroy(destroy_loop=True)
+
     def in_thread_pool(
         self, function: Callable[..., object], *arguments: object
     ) -> object:
@@ -146,6 +154,10 @@ class Eventlet(Framework):
     def has_hub(self) -> bool:
         """Look where eventlet keeps it."""
         return getattr(self._hubs._threadlocal, "hub", None) is not None
+
+    def new_hub(self) -> None:
+        """Let eventlet make one."""
+        self._hubs.use_hub()
 
     def in_thread_pool(
         self, function: Callable[..., object], *arguments: object

@@ -22,7 +22,12 @@ psycogreen.eventlet.patch_psycopg()
 psycogreen.eventlet.patch_psycopg(replace=True)
 psycogreen.patch_psycopg("uwsgi")
 psycogreen.uwsgi.patch_psycopg(replace=True)
+psycogreen.patch_psycopg(resolve_hosts=False, cancel_interrupted=False)
+psycogreen.gevent.patch_psycopg(resolve_hosts=False, cancel_interrupted=False)
 psycogreen.unpatch_psycopg()
+
+with psycogreen.blocking():
+    pass
 
 status = psycogreen.status()
 assert_type(status, psycogreen.Status)
@@ -31,6 +36,8 @@ assert_type(status.engine, str | None)
 assert_type(status.callback, str | None)
 assert_type(status.monkey_patched, bool)
 assert_type(status.pid, int)
+assert_type(status.resolve_hosts, bool)
+assert_type(status.cancel_interrupted, bool)
 
 try:
     conn = psycopg2.connect("", async_=True)

@@ -1,0 +1,428 @@
+"""The hazards of keeping sockets in an epoll set."""
+
+import _socket
+import gc
+import os
+import time
+import weakref
+from contextlib import suppress
+
+import psycopg2
+import pytest
+from greenlet import GreenletExit
+from psycopg2.extensions import parse_dsn
+
+from psycogreen import _epoll, _native
+
+native_sleep = _native.original("time", "sleep")
+
+
+@pytest.fixture
+def settled(green, connect):
+    """Tell how often the set was looked into during some idle time."""
+    probe = connect()
+    probe.cursor().execute("select 1")
+
+    epoll_set = _epoll.entries[probe.fileno()].epoll_set
+
+    def settled(seconds=0.3):
+        before = epoll_set._collected
+        green.sleep(seconds)
+        return epoll_set._collected - before
+
+    return settled
+
+
+def query(conn, what="1"):
+    """Return what a query returns."""
+    cursor = conn.cursor()
+    cursor.execute(f"select {what}")
+    return cursor.fetchone()[0]
+
+
+def test_in_the_set(green, conn):
+    """A connection is in the set after its first query, and stays there."""
+    assert query(conn) == 1
+    entry = _epoll.entries[conn.fileno()]
+    assert entry.conn() is conn
+    assert query(conn) == 1
+    assert _epoll.entries[conn.fileno()] is entry
+    assert entry.waiter is None
+    assert entry.epoll_set.waiting == 0
+
+
+def test_server_speaks_to_an_idle_connection(green, connect, settled):
+    """A notification for an idle connection does not make the loop spin."""
+    listener, sender = connect(), connect()
+    for conn in listener, sender:
+        conn.autocommit = True
+    listener.cursor().execute("listen idle_news")
+    query(listener)
+    sender.cursor().execute("notify idle_news, 'extra'")
+    assert settled() < 5
+    assert query(listener) == 1
+    assert listener.notifies.pop().payload == "extra"
+    assert settled() < 5
+
+
+def test_server_hangs_up_on_an_idle_connection(green, connect, settled):
+    """Nor does a server that closes it; the next query tells."""
+    conn, other = connect(), connect()
+    query(conn)
+    other.autocommit = True
+    query(other, f"pg_terminate_backend({conn.info.backend_pid})")
+    assert settled() < 5
+    with pytest.raises(psycopg2.OperationalError):
+        query(conn)
+    assert settled() < 5
+
+
+def test_descriptor_used_again(green, connect):
+    """A new connection with a closed one's descriptor number has a wait of its own."""
+    numbers = set()
+    for n in range(20):
+        conn = connect()
+        numbers.add(conn.fileno())
+        assert query(conn, str(n)) == n
+        conn.close()
+    assert len(numbers) < 20
+
+
+def test_descriptor_used_again_while_others_wait(green, connect):
+    """So it has among many that come and go at the same time."""
+
+    def work(n):
+        for k in range(10):
+            conn = connect()
+            assert query(conn, f"{n} * 100 + {k} from pg_sleep(0.001)") == n * 100 + k
+            conn.close()
+
+    tasks = [green.spawn(work, n) for n in range(20)]
+    for task in tasks:
+        green.wait(task)
+
+
+def test_nothing_is_kept_alive(green, dsn, settled):
+    """The set keeps no connection alive; one dropped without close() is forgotten."""
+    conn = psycopg2.connect(dsn)
+    query(conn)
+    number, gone = conn.fileno(), weakref.ref(conn)
+    del conn
+    gc.collect()
+    assert gone() is None
+    assert settled() < 5
+    conn = psycopg2.connect(dsn)
+    assert conn.fileno() == number
+    assert query(conn) == 1
+    conn.close()
+
+
+def test_duplicate_of_a_closed_socket(green, connect, settled):
+    """A duplicate that somebody holds of a closed socket does not make it spin."""
+    conn = connect()
+    query(conn)
+    duplicate = os.dup(conn.fileno())
+    conn.close()  # the server hangs up, which the duplicate goes on telling
+    assert settled() < 5
+    os.close(duplicate)
+
+
+def test_duplicate_under_another_connection(green, connect, settled):
+    """Nor if the number is another connection's by now, which waits."""
+    conn = connect()
+    query(conn)
+    number, duplicate = conn.fileno(), os.dup(conn.fileno())
+    conn.close()
+    conn = connect()
+    assert conn.fileno() == number
+    with green.ticking():
+        assert query(conn, "42 from pg_sleep(0.5)") == 42
+    before = _epoll.entries[conn.fileno()].epoll_set._collected
+    with green.ticking():
+        assert query(conn, "43 from pg_sleep(0.5)") == 43
+    assert (
+        _epoll.entries[number].epoll_set._collected - before < 3 * _epoll.CHECK_INTERVAL
+    )
+    os.close(duplicate)
+    assert settled() < 5
+
+
+class SlowReader:
+    """Passes a connection on to the server, reading slowly what the client sends.
+
+    It lives in native threads, on the native sockets that are never patched.
+    """
+
+    def __init__(self, port):
+        """Listen, for a server on *port*."""
+        self._listener = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+        self._listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF, 16384)
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(1)
+        self._server = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+        self._server.connect(("127.0.0.1", port))
+        self.port = self._listener.getsockname()[1]
+        _native.start_thread(self._accept)
+
+    def _accept(self):
+        descriptor, _ = self._listener._accept()
+        self._client = _socket.socket(fileno=descriptor)
+        _native.start_thread(lambda: self._copy(self._server, self._client, 0))
+        self._copy(self._client, self._server, 0.0005)
+
+    def _copy(self, source, target, pause):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                native_sleep(pause)
+                target.sendall(data)
+
+    def close(self):
+        """End the connection."""
+        for sock in self._listener, self._server, self._client:
+            with suppress(OSError):
+                sock.shutdown(_socket.SHUT_RDWR)
+            sock.close()
+
+
+def test_slow_write(green, connect, dsn, settled):
+    """A parameter that goes out slowly: the loop goes on, and does not spin.
+
+    Not even if the server speaks meanwhile, which psycopg2 does not read before it
+    has written all.
+    """
+    proxy = SlowReader(int(parse_dsn(dsn)["port"]))
+    conn = psycopg2.connect(
+        f"host=127.0.0.1 port={proxy.port} user=postgres dbname=postgres sslmode=disable"
+    )
+    conn.autocommit = True
+    conn.cursor().execute("listen slow_write")
+    other = connect()
+    other.autocommit = True
+    text = "x" * 20_000_000
+
+    def write():
+        cursor = conn.cursor()
+        cursor.execute("select length(%s)", (text,))
+        return cursor.fetchone()[0]
+
+    epoll_set = _epoll.entries[conn.fileno()].epoll_set
+    before = epoll_set._collected
+    with green.ticking():
+        task = green.spawn(write)
+        green.sleep(0.02)
+        other.cursor().execute("notify slow_write")
+        assert green.wait(task) == 20_000_000
+    # One wake-up for each piece of the parameter, and not many more.
+    assert epoll_set._collected - before < 20_000
+    assert query(conn) == 1
+    conn.close()
+    proxy.close()
+    assert settled() < 5
+
+
+def test_killed_while_it_waits(green, connect, settled):
+    """A greenlet that is killed leaves nothing behind in the set."""
+    conn, other = connect(), connect()
+    query(other)
+    task = green.spawn(query, conn, "pg_sleep(60)")
+    green.sleep(0.05)
+    entry = _epoll.entries[conn.fileno()]
+    assert entry.epoll_set.waiting == 1
+    green.kill(task)
+    green.sleep(0.05)
+    assert entry.waiter is None
+    assert entry.epoll_set.waiting == 0
+    assert settled() < 5
+    assert query(other) == 1
+
+
+def test_killed_by_the_one_before_in_the_batch(green, connect, settled):
+    """Of two whose answers are there at once, the first one kills the second."""
+    conns = [connect(), connect()]
+    for conn in conns:
+        query(conn)
+    ended = []
+    tasks = {}
+
+    def work(n):
+        try:
+            query(conns[n], "pg_sleep(0.1)")
+            ended.append(f"{n} answered")
+        except GreenletExit:
+            ended.append(f"{n} killed")
+            raise
+        other = tasks[1 - n]
+        if len(ended) == 1:
+            other.throw(GreenletExit())
+
+    for n in range(2):
+        tasks[n] = green.spawn(work, n)
+    green.sleep(0.02)
+    native_sleep(0.4)  # both answers come while nobody looks
+    green.sleep(0.05)
+    assert sorted(line.split()[1] for line in ended) == ["answered", "killed"]
+    assert settled() < 5
+    with green.ticking():
+        query(connect(), "pg_sleep(0.1)")
+
+
+def test_switched_to_by_somebody(green, connect):
+    """Whoever switches to a greenlet that waits: it looks, and goes on waiting."""
+    conn = connect()
+    query(conn)
+    task = green.spawn(query, conn, "42 from pg_sleep(0.3)")
+    green.sleep(0.05)
+    for _ in range(3):
+        green.call_in_hub(task.switch)
+        green.sleep(0.01)
+    assert green.wait(task) == 42
+
+
+def test_two_greenlets_on_one_asynchronous_connection(green, dsn):
+    """A second greenlet that waits for a connection is told; the first goes on."""
+    conn = psycopg2.connect(dsn, async_=True)
+    green.callback(conn)
+    cursor = conn.cursor()
+    cursor.execute("select 42, pg_sleep(0.2)")
+    task = green.spawn(green.callback, conn)
+    green.sleep(0.05)
+    with pytest.raises(psycopg2.ProgrammingError, match="another greenlet waits"):
+        green.callback(conn)
+    green.wait(task)
+    assert cursor.fetchone()[0] == 42
+    conn.close()
+
+
+def test_one_connection_in_two_threads(green, connect):
+    """A connection that changes threads is waited for where it is used."""
+    conn = connect()
+    assert query(conn, "1 from pg_sleep(0.05)") == 1
+    first = _epoll.entries[conn.fileno()].epoll_set
+    outcome = []
+
+    def work():
+        with green.ticking(2):
+            outcome.append(query(conn, "2 from pg_sleep(0.05)"))
+        outcome.append(_epoll.entries[conn.fileno()].epoll_set)
+
+    _native.start_thread(work)
+    while len(outcome) < 2:
+        native_sleep(0.01)
+    assert outcome[0] == 2
+    assert outcome[1] is not first
+    with green.ticking(2):
+        assert query(conn, "3 from pg_sleep(0.05)") == 3
+    assert _epoll.entries[conn.fileno()].epoll_set is first
+
+
+def test_loops_in_many_threads(green, dsn):
+    """Each native thread's loop has a set of its own; all work at the same time."""
+    outcome = []
+
+    def work():
+        conns = [psycopg2.connect(dsn) for _ in range(3)]
+        tasks = [green.spawn(query, conn, "42 from pg_sleep(0.1)") for conn in conns]
+        outcome.append([green.wait(task) for task in tasks])
+        for conn in conns:
+            conn.close()
+
+    for _ in range(4):
+        _native.start_thread(work)
+    deadline = time.monotonic() + 30
+    while len(outcome) < 4 and time.monotonic() < deadline:
+        green.sleep(0.01)
+    assert outcome == [[42] * 3] * 4
+
+
+def test_new_hub(green, script):
+    """A hub that is destroyed and made anew: old connections wait with the new one."""
+    if os.environ.get("EVENTLET_HUB") == "asyncio":
+        pytest.skip("eventlet's asyncio hub cannot be made twice in a thread")
+    script(
+        """
+        conn = psycopg2.connect(dsn)
+        cursor = conn.cursor()
+        cursor.execute("select 1")
+        green.new_hub()
+        for waiting in conn, psycopg2.connect(dsn):
+            with green.ticking():
+                cursor = waiting.cursor()
+                cursor.execute("select 42, pg_sleep(0.1)")
+            assert cursor.fetchone()[0] == 42
+        """
+    )
+
+
+def test_without_epoll(green, script):
+    """A system without epoll: the framework's own wait, as good, if dearer."""
+    script(
+        """
+        from psycogreen import _epoll
+        _epoll.available = lambda: False
+        check()
+        assert not _epoll.entries
+        tasks = [green.spawn(query) for _ in range(10)]
+        assert [green.wait(task) for task in tasks] == [42] * 10
+        """
+    )
+
+
+def test_fairness(green, connect):
+    """A connection that streams 100 MB does not starve the others."""
+    conn, other = connect(), connect()
+    query(other)
+    rounds = []
+
+    def stream():
+        cursor = conn.cursor()
+        cursor.execute("select repeat('x', 10000) from generate_series(1, 10000)")
+        return cursor.rowcount
+
+    def small_queries():
+        while True:
+            rounds.append(query(other))
+
+    busy = green.spawn(small_queries)
+    with green.ticking() as ticker:
+        assert green.wait(green.spawn(stream)) == 10000
+    green.kill(busy)
+    assert len(rounds) > 5
+    assert ticker.longest_stall < 1
+
+
+def test_process_ends_with_idle_connections(green, script):
+    """Idle connections do not keep a process from ending."""
+    output = script(
+        """
+        conns = [psycopg2.connect(dsn) for _ in range(3)]
+        for conn in conns:
+            conn.cursor().execute("select 1")
+        print("done")
+        """
+    )
+    assert output.strip().endswith("done")
+
+
+def test_loop_ends(green, script):
+    """Gevent's loop ends when nobody waits, and does not while somebody does."""
+    if green.name != "gevent":
+        pytest.skip("eventlet's loop has no end but the process's")
+    script(
+        """
+        import gevent, gevent.event
+        conn = psycopg2.connect(dsn)
+        conn.cursor().execute("select 1")
+        assert gevent.get_hub().join() is True
+        gevent.wait()
+        task = gevent.spawn(conn.cursor().execute, "select pg_sleep(0.3)")
+        assert gevent.get_hub().join(0.05) is not True
+        gevent.wait()
+        assert task.ready() and task.successful()
+        try:
+            gevent.event.Event().wait()
+        except gevent.exceptions.LoopExit:
+            pass
+        else:
+            raise AssertionError
+        """
+    )
