@@ -5,12 +5,20 @@ and whoever asks for what it does is told.
 """
 
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 from setuptools import Extension, setup
 
 extensions = []
 if sys.platform == "linux":
     extensions.append(Extension("psycogreen._ugreen", ["psycogreen/_ugreen.c"]))
+    if greenlet := find_spec("greenlet"):
+        # Its wheels have the header within the package, as greenlet/greenlet.h.
+        headers = str(Path(greenlet.origin).parents[1])
+        sources = ["psycogreen/_speedups.c"]
+        speedups = Extension("psycogreen._speedups", sources, include_dirs=[headers])
+        extensions.append(speedups)
 for extension in extensions:
     extension.optional = True
 

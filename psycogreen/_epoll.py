@@ -25,16 +25,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg2
-from greenlet import greenlet
 from psycopg2.extensions import POLL_READ, POLL_WRITE
 
+from psycogreen._hot import BaseSet, Entry, entries
 from psycogreen._native import original
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
-
-CHECK_INTERVAL = 1000
-"""After how many batches of events one is looked at, whether it is true."""
 
 IN_HUB = (
     "cannot wait for PostgreSQL in the hub: what the loop itself calls "
@@ -76,21 +73,20 @@ class Loop(Protocol):
         """Keep no set for the hub, in a child just forked: see `EpollSet.abandon`."""
 
 
-class EpollSet:
+class EpollSet(BaseSet):
     """The sockets of one hub's connections. To be used in the hub's thread only."""
 
     def __init__(self, loop: Loop) -> None:
         """Let *loop* watch over a new, empty set."""
-        self.loop = loop
-        self.switch = loop.switch
-        self.waiting = 0
-        """How many greenlets wait."""
-        self.abandoned = False
+        super().__init__(loop)
         self._thread = _get_ident()
-        self._collected = 0
-        self._epoll = _epoll()
-        loop.watch(self._epoll.fileno(), self._collect)
+        self._open()
+        loop.watch(self.epoll_fd, self.collect)
         _sets.add(self)
+
+    def _open(self) -> None:
+        self._epoll = _epoll()
+        self.epoll_fd = self._epoll.fileno()
 
     def entry(self, conn: connection) -> Entry:
         """Return the entry of *conn*, which is connected; put it in if it is not."""
@@ -107,32 +103,25 @@ class EpollSet:
         return entry
 
     def change(self, entry: Entry, state: int) -> None:
-        """Wait for something else on a socket from now on."""
+        """Wait for something else on a socket from now on.
+
+        Raise `psycopg2.ProgrammingError` if somebody else waits for it already.
+        """
+        if entry.waiter is not None:
+            raise psycopg2.ProgrammingError(BUSY)
         if state not in _EVENTS:
             raise unknown_state(state)
         self._epoll.modify(entry.fd, _EVENTS[state])
         entry.state = state
 
-    def _collect(self) -> None:
-        """Wake whoever waits for a socket that is ready. Called in the hub."""
-        if self.abandoned:
-            self.loop.release()
-            return
-        events = self._epoll.poll(0)
-        self._collected += 1
-        if self._collected % CHECK_INTERVAL == 0 and not _are_ready(events):
-            self._rebuild()
-            return
-        get = entries.get
-        for fd, _ in events:
-            entry = get(fd)
-            # Asked anew for each: the one before may have killed this one.
-            if entry is None or entry.epoll_set is not self or entry.waiter is None:
-                self._remove(fd)
-            else:
-                entry.waiter.switch()
+    def check(self) -> bool:
+        """Make the set anew if it tells what is not true; return whether it did."""
+        if _are_ready(self._epoll.poll(0)):
+            return False
+        self._rebuild()
+        return True
 
-    def _remove(self, fd: int) -> None:
+    def remove(self, fd: int) -> None:
         """Have no more of a socket that nobody waits for here."""
         entry = entries.get(fd)
         if entry and entry.epoll_set is self:
@@ -147,13 +136,13 @@ class EpollSet:
     def _rebuild(self) -> None:
         """Make the set anew, without the sockets that nobody waits for."""
         stale = self._epoll
-        self._epoll = _epoll()
+        self._open()
         for entry in self._own_entries():
             if entry.waiter is None:
                 del entries[entry.fd]  # back with its next wait
             else:
                 self._epoll.register(entry.fd, _EVENTS[entry.state])
-        self.loop.watch(self._epoll.fileno(), self._collect)
+        self.loop.watch(self.epoll_fd, self.collect)
         stale.close()
 
     def _own_entries(self) -> list[Entry]:
@@ -176,29 +165,6 @@ class EpollSet:
             if entry.waiter is not None:
                 os.dup2(nowhere, entry.fd, inheritable=False)
         os.close(nowhere)
-
-
-class Entry:
-    """A connection's socket in a set."""
-
-    __slots__ = ("conn", "epoll_set", "fd", "state", "thread", "waiter")
-
-    def __init__(
-        self, epoll_set: EpollSet, thread: int, conn: connection, fd: int
-    ) -> None:
-        """Belong to *conn*, until another one has the same descriptor *fd*."""
-        self.epoll_set = epoll_set
-        self.thread = thread
-        self.conn = weakref.ref(conn)
-        self.fd = fd
-        self.state = POLL_READ
-        """What the set waits for on this socket, in psycopg2's terms."""
-        self.waiter: greenlet | None = None
-
-
-entries: dict[int, Entry] = {}
-"""The entries of all sets by descriptor. One that is found by its number has to
-be asked whose it is: which connection's, and which thread's."""
 
 
 def unknown_state(state: object) -> psycopg2.OperationalError:

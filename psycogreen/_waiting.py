@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar, cast
 
 import psycopg2
-from greenlet import getcurrent
 from psycopg2.extensions import (
     POLL_OK,
     POLL_READ,
@@ -21,18 +21,15 @@ from psycogreen import _native
 from psycogreen._cancel import cancel
 from psycogreen._deadline import STATUS_CONNECTING, ConnectWait
 from psycogreen._epoll import (
-    BUSY,
     IN_HUB,
-    Entry,
     EpollSet,
     HubGone,
-    entries,
     unknown_state,
 )
 from psycogreen._errors import WaitTimeout
+from psycogreen._hot import Entry, entries, make_wait
 from psycogreen._native import SocketWait
 
-get_ident = _native.original("_thread", "get_ident")
 WaitCallback = TypeVar("WaitCallback", bound=Callable[..., None])
 
 
@@ -58,74 +55,30 @@ def wait_callback(framework: Framework) -> Callable[[WaitCallback], WaitCallback
     """
 
     def decorate(face: WaitCallback) -> WaitCallback:
-        return cast(WaitCallback, functools.wraps(face)(_wait_callback(framework)))
+        wait = make_wait(partial(_entry, framework), partial(_failed, framework))
+        return cast(WaitCallback, functools.wraps(face)(wait))
 
     return decorate
 
 
-def _wait_callback(  # noqa: C901
-    framework: Framework,
-) -> Callable[[connection, float | None], None]:
-    """Return the callback: the loop that waits for queries.
-
-    It runs for every query, and what it costs is what being green costs. So it is
-    one function: the usual case straight through, everything else elsewhere.
-    """
-
-    def wait(conn: connection, timeout: float | None = None) -> None:  # noqa: C901
-        state = conn.poll()
-        if state != POLL_READ and state != POLL_WRITE:
-            if state == POLL_OK:
-                return
-            raise unknown_state(state)
-        entry = entries.get(conn.fileno())
-        if (
-            entry is None
-            or entry.conn() is not conn
-            or entry.thread != get_ident()
-            or timeout is not None
-        ):
-            entry = _entry(conn, state, framework, timeout)
-            if entry is None:
-                return
-        epoll_set = entry.epoll_set
-        # By a name of its own: calling an attribute that is no method is slower.
-        switch = epoll_set.switch
-        try:
-            while state != POLL_OK:
-                if state != entry.state:
-                    epoll_set.change(entry, state)
-                if entry.waiter is not None:
-                    raise psycopg2.ProgrammingError(BUSY)
-                if not epoll_set.waiting:
-                    epoll_set.loop.hold()
-                epoll_set.waiting += 1
-                entry.waiter = getcurrent()
-                try:
-                    switch()  # whoever switches back: poll() tells if it was in time
-                finally:
-                    entry.waiter = None
-                    epoll_set.waiting -= 1
-                    if not epoll_set.waiting:
-                        epoll_set.loop.release()
-                state = conn.poll()
-        except HubGone:
-            del entries[entry.fd]
-            wait(conn)
-        except BaseException as ex:
-            # That is how the hubs themselves refuse to wait.
-            if isinstance(ex, AssertionError) and framework.in_hub():
-                raise psycopg2.ProgrammingError(IN_HUB) from ex
-            # After a fork, the query is the parent's.
-            if not epoll_set.abandoned:
-                _interrupted(conn, framework, ex)
-            raise
-
-    return wait
+def _failed(
+    framework: Framework, conn: connection, entry: Entry, ex: BaseException
+) -> bool:
+    """Do what is to be done when *ex* ends a wait; return whether to wait anew."""
+    if isinstance(ex, HubGone):
+        del entries[entry.fd]
+        return True
+    # That is how the hubs themselves refuse to wait.
+    if isinstance(ex, AssertionError) and framework.in_hub():
+        raise psycopg2.ProgrammingError(IN_HUB) from ex
+    # After a fork, the query is the parent's.
+    if not entry.epoll_set.abandoned:
+        _interrupted(conn, framework, ex)
+    return False
 
 
 def _entry(
-    conn: connection, state: int, framework: Framework, timeout: float | None
+    framework: Framework, conn: connection, state: int, timeout: float | None
 ) -> Entry | None:
     """Return the entry of *conn* in the epoll set of this thread's hub.
 
@@ -133,6 +86,8 @@ def _entry(
     *state* is what its poll() has returned: while it connects, it must not be
     polled again before it was waited for.
     """
+    if state not in (POLL_READ, POLL_WRITE):
+        raise unknown_state(state)
     if timeout is not None and timeout < 0:
         timeout = None
     # What only poll() is asked of is no less of a connection.

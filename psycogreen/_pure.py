@@ -1,0 +1,144 @@
+"""What runs for every query, in Python. Its twin in C is _speedups.c."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from greenlet import getcurrent
+from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE
+
+from psycogreen import _native
+
+if TYPE_CHECKING:
+    from greenlet import greenlet
+    from psycopg2.extensions import connection
+
+    from psycogreen._epoll import EpollSet, Loop
+
+    Wait = Callable[[connection, float | None], None]
+    FindEntry = Callable[[connection, int, float | None], "Entry | None"]
+    Failed = Callable[[connection, "Entry", BaseException], bool]
+
+CHECK_INTERVAL = 1000
+"""After how many batches of events one is looked at, whether it is true."""
+
+get_ident = _native.original("_thread", "get_ident")
+
+
+class BaseSet:
+    """The part of an `EpollSet` that every wait touches."""
+
+    def __init__(self, loop: Loop) -> None:
+        """Be of that *loop*."""
+        self.loop = loop
+        self.switch = loop.switch
+        self.waiting = 0
+        """How many greenlets wait."""
+        self.abandoned = False
+        self.epoll_fd = -1
+        self._epoll: Any = None
+        self._collected = 0
+
+    def collect(self) -> None:
+        """Wake whoever waits for a socket that is ready. Called in the hub."""
+        if self.abandoned:
+            self.loop.release()
+            return
+        self._collected += 1
+        if self._collected % CHECK_INTERVAL == 0 and self.check():
+            return
+        get = entries.get
+        for fd, _ in self._epoll.poll(0):
+            entry = get(fd)
+            # Asked anew for each: the one before may have killed this one.
+            if entry is None or entry.epoll_set is not self or entry.waiter is None:
+                self.remove(fd)
+            else:
+                entry.waiter.switch()
+
+    def check(self) -> bool:
+        """Make the set anew if it tells what is not true; return whether it did."""
+        raise NotImplementedError
+
+    def remove(self, fd: int) -> None:
+        """Have no more of a socket that nobody waits for here."""
+        raise NotImplementedError
+
+
+class Entry:
+    """A connection's socket in a set."""
+
+    __slots__ = ("conn", "epoll_set", "fd", "state", "thread", "waiter")
+
+    def __init__(
+        self, epoll_set: EpollSet, thread: int, conn: connection, fd: int
+    ) -> None:
+        """Belong to *conn*, until another one has the same descriptor *fd*."""
+        self.epoll_set = epoll_set
+        self.thread = thread
+        self.conn = weakref.ref(conn)
+        self.fd = fd
+        self.state = POLL_READ
+        """What the set waits for on this socket, in psycopg2's terms."""
+        self.waiter: greenlet | None = None
+
+
+entries: dict[int, Entry] = {}
+"""The entries of all sets by descriptor. One that is found by its number has to
+be asked whose it is: which connection's, and which thread's."""
+
+
+def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
+    """Return the callback: the loop that waits for queries.
+
+    It runs for every query, and what it costs is what being green costs. So it is
+    one function: the usual case straight through, everything else elsewhere.
+
+    *find_entry* returns the entry of a connection that has none here, or has done
+    the waiting otherwise if it returns ``None``. It raises for a state that is
+    unknown. *failed* is called with what ends a wait, while that is being handled;
+    it returns whether to wait anew instead.
+    """
+
+    def wait(conn: connection, timeout: float | None = None) -> None:  # noqa: C901
+        state = conn.poll()
+        if state == POLL_OK:
+            return
+        entry = entries.get(conn.fileno())
+        if (
+            entry is None
+            or entry.conn() is not conn
+            or entry.thread != get_ident()
+            or timeout is not None
+            or (state != POLL_READ and state != POLL_WRITE)
+        ):
+            entry = find_entry(conn, state, timeout)
+            if entry is None:
+                return
+        epoll_set = entry.epoll_set
+        # By a name of its own: calling an attribute that is no method is slower.
+        switch = epoll_set.switch
+        try:
+            while state != POLL_OK:
+                if state != entry.state or entry.waiter is not None:
+                    epoll_set.change(entry, state)
+                if not epoll_set.waiting:
+                    epoll_set.loop.hold()
+                epoll_set.waiting += 1
+                entry.waiter = getcurrent()
+                try:
+                    switch()  # whoever switches back: poll() tells if it was in time
+                finally:
+                    entry.waiter = None
+                    epoll_set.waiting -= 1
+                    if not epoll_set.waiting:
+                        epoll_set.loop.release()
+                state = conn.poll()
+        except BaseException as ex:
+            if not failed(conn, entry, ex):
+                raise
+            wait(conn)
+
+    return wait
