@@ -38,9 +38,10 @@ create constraint trigger wait after insert on deferred
 class Lab:
     """The servers, the proxies and the observer. A context manager."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, *, has_tls: bool) -> None:
         """Use *server*, in whose database tables are made."""
         self.server = server
+        self.has_tls = has_tls
         self._proxies: dict[int, Proxy] = {}
         self._victim: Server | None = None
         self._stack = ExitStack()

@@ -12,12 +12,16 @@ from functools import partial
 import psycopg2
 from faults import operations
 from faults.bench import Bench, Trial
+from faults.chaos import chaos
 from faults.operations import Operation
 from faults.switches import SwitchPoints
 from greenlet import GreenletExit
 from psycopg2.extensions import parse_dsn
 
 Script = Callable[[Bench], int]
+Thrown = Callable[[Bench], BaseException]
+
+CHAOS = "chaos: 100 greenlets"
 
 DEADLINE = 1.5
 """Seconds after which the application gives up, with the framework's Timeout."""
@@ -95,9 +99,6 @@ def at_every_switch(
             work = partial(_interrupt, bench, point, thrown)
             bench.finish(bench.start(work, operation, seconds=LASTING))
     return int(counts[0])
-
-
-Thrown = Callable[[Bench], BaseException]
 
 
 def kill(bench: Bench) -> BaseException:
@@ -240,6 +241,7 @@ def _scripts() -> Iterator[tuple[str, Callable[..., int], dict[str, object]]]:
         for operation in operations.INTERRUPTIBLE:
             name = f"{' and '.join(f.__name__ for f in thrown)}: {operation.name}"
             yield name, at_every_switch, {"operation": operation, "thrown": thrown}
+    yield CHAOS, chaos, {}
 
 
 SCRIPTS: dict[str, Script] = {

@@ -16,7 +16,7 @@ from contract.run import patch
 
 # Not run with a callback, and why.
 EXCLUDED = {
-    "tests.test_connection.ConnectionTwoPhaseTests.test_commit_concurrency": (
+    "tests.test_connection.ConnectionTests.test_commit_concurrency": (
         "its threads spin without waiting for anything: once they are greenlets, "
         "none of them lets another run"
     )
