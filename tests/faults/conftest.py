@@ -15,8 +15,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A lab whose server has TLS, if it can."""
     with postgres(hba=HBA) as server:
         make_role(server)
-        has_tls = tls.has_tls(server)
-        if has_tls:
-            tls.serve_tls(server, "localhost", tmp_path_factory.mktemp("tls"))
-        with Lab(server, has_tls=has_tls) as lab:
+        root = None
+        if tls.has_tls(server):
+            folder = tmp_path_factory.mktemp("tls")
+            root = tls.serve_tls(server, "localhost", folder)
+        with Lab(server, root) as lab:
             yield lab

@@ -38,10 +38,13 @@ create constraint trigger wait after insert on deferred
 class Lab:
     """The servers, the proxies and the observer. A context manager."""
 
-    def __init__(self, server: Server, *, has_tls: bool) -> None:
-        """Use *server*, in whose database tables are made."""
+    def __init__(self, server: Server, root: Path | None) -> None:
+        """Use *server*, in whose database tables are made.
+
+        *root* is the file of its certificate's root; ``None`` if it has no TLS.
+        """
         self.server = server
-        self.has_tls = has_tls
+        self.root = root
         self._proxies: dict[int, Proxy] = {}
         self._victim: Server | None = None
         self._stack = ExitStack()
@@ -136,7 +139,7 @@ class Lab:
         command = [sys.executable, "-P", "-W", "error", "-X", "faulthandler"]
         process = subprocess.Popen(
             [*command, str(HERE / "process.py"), backend, fault],
-            env={**os.environ, **env},
+            env={**os.environ, **env, "PSYCOGREEN_TEST_ROOT": str(self.root)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -37,7 +38,13 @@ def execute(query: str, *parameters: object) -> Callable[[connection], object]:
     return lambda conn: conn.cursor().execute(query, parameters or None)
 
 
-_TLS = {"sslmode": "require"}
+# Without a root to trust, libpq 17 crashes when the handshake is cut off: it compares
+# the name of the root's file, a null pointer then, with "system".
+_TLS = {
+    "sslmode": "verify-full",
+    "sslrootcert": os.environ.get("PSYCOGREEN_TEST_ROOT"),
+    "host": "localhost",
+}
 _LIMIT = {"connect_timeout": 1}
 
 CONNECT = Operation("connect, plain", None, options=_LIMIT)

@@ -22,7 +22,7 @@ def needs_tls(fault):
 @pytest.mark.parametrize("fault", [fault for fault in SCRIPTS if fault != CHAOS])
 def test_fault(lab, backend, fault):
     """After the fault, wherever it occurs, all that must hold does hold."""
-    if needs_tls(fault) and not lab.has_tls:
+    if needs_tls(fault) and not lab.root:
         pytest.skip(tls.SKIPPED)
     report = lab.run(backend, fault, environment(lab.server))
     assert not report["violations"]
