@@ -15,7 +15,7 @@ from typing import Any
 import psycopg2
 from contract.frameworks import Framework
 from faults.operations import Operation
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 from psycopg2.extensions import connection
 from ticker import Ticker
 
@@ -239,8 +239,12 @@ class Resources:
     def __init__(self) -> None:
         """Count."""
         gc.collect()
-        things = gc.get_objects()
-        self.greenlets = sum(isinstance(x, greenlet) and not x.dead for x in things)
+        here = _root(getcurrent())
+        self.greenlets = sum(
+            # Not those of the native threads in which gevent resolves names.
+            isinstance(thing, greenlet) and not thing.dead and _root(thing) is here
+            for thing in gc.get_objects()
+        )
         self.descriptors = len(os.listdir("/proc/self/fd"))
 
     def more_than(self, before: Resources) -> Counter[str]:
@@ -251,3 +255,10 @@ class Resources:
                 "greenlet left": self.greenlets - before.greenlets,
             }
         )
+
+
+def _root(thing: greenlet) -> greenlet:
+    """Return the greenlet that the thread of *thing* began with."""
+    while thing.parent:
+        thing = thing.parent
+    return thing

@@ -13,12 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
 import psycopg2
+import tls
+from conftest import HBA, make_role
 from faults.proxy import Proxy
 
 from psycogreen._postgres import Server, postgres
@@ -33,6 +35,18 @@ create function wait() returns trigger language plpgsql as
 create constraint trigger wait after insert on deferred
     deferrable initially deferred for each row execute function wait();
 """
+
+
+@contextmanager
+def open_lab(folder: Path) -> Iterator[Lab]:
+    """Open a lab with a server of its own, with TLS if it can; use *folder* for files."""
+    with postgres(hba=HBA) as server:
+        make_role(server)
+        root = None
+        if tls.has_tls(server):
+            root = tls.serve_tls(server, "localhost", folder)
+        with Lab(server, root) as lab:
+            yield lab
 
 
 class Lab:

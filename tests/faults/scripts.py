@@ -118,9 +118,7 @@ def _interrupt(
         trial.interruptions.append(interruption)
         bench.green.call_in_hub(partial(trial.task.throw, interruption))
 
-    actions = {
-        point + n: partial(throw, make(bench)) for n, make in enumerate(thrown)
-    }
+    actions = {point + n: partial(throw, make(bench)) for n, make in enumerate(thrown)}
     trial.prepare()
     # If the server's answers come together this once, there is no such point.
     with trial.deadline(DEADLINE), SwitchPoints(actions):

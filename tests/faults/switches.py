@@ -14,7 +14,7 @@ class SwitchPoints:
     And acts at some of these points: before anything else of the loop's goes on.
     """
 
-    def __init__(self, actions: Mapping[int, Callable[[], object]] = {}) -> None:  # noqa: B006
+    def __init__(self, actions: Mapping[int, Callable[[], object]] = {}) -> None:
         """Call *actions* at the points they are given for, counted from one.
 
         They are called in the midst of a switch and must not switch themselves.

@@ -102,9 +102,13 @@ def test_suite(run, blocking, backend, capsys):
     with capsys.disabled():
         print(f"\npsycopg2's own tests, {backend}: {counts}")
     failed = {test for test, outcome in outcomes.items() if outcome == "failed"}
-    failed_blocking = {test for test, outcome in blocking.items() if outcome == "failed"}
+    failed_blocking = {
+        test for test, outcome in blocking.items() if outcome == "failed"
+    }
     assert failed <= failed_blocking, output
     assert outcomes.keys() == blocking.keys()
     assert counts["passed"] > 600
     # Two-phase commit is among them.
-    assert any("TwoPhase" in test and outcome == "passed" for test, outcome in outcomes.items())
+    assert any(
+        "TwoPhase" in test and outcome == "passed" for test, outcome in outcomes.items()
+    )
