@@ -176,11 +176,9 @@ class Bench:
         conn, trial.conn = trial.conn, None
         if conn is None:
             return
-        found_out = conn.closed
-        if not self._is_usable(conn):
-            found_out = found_out or (not trial.error and conn.closed)
-            if not found_out:
-                self.violations["connection neither closed nor usable"] += 1
+        sound = conn.closed or self._is_usable(conn)
+        if not sound and (trial.error or not conn.closed):
+            self.violations["connection neither closed nor usable"] += 1
         conn.close()
 
     def _is_usable(self, conn: connection) -> bool:

@@ -7,6 +7,7 @@ points by itself: it does the operation once without a fault, and counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import psycopg2
@@ -32,13 +33,15 @@ LASTING = 30.0
 
 def at_every_boundary(bench: Bench, operation: Operation, action: str) -> int:
     """Let the network do *action* at every message boundary of *operation*."""
-    return _at(bench, operation, action, range(_count_messages(bench, operation) + 1))
+    count = _count_messages(bench, operation)
+    return _at(bench, operation, action, range(count + 1), count)
 
 
 def at_each_quarter(bench: Bench, operation: Operation, action: str) -> int:
     """Let the network do *action* after each quarter of the messages."""
     count = _count_messages(bench, operation)
-    return _at(bench, operation, action, [count * part // 4 for part in range(1, 4)])
+    quarters = [count * part // 4 for part in range(1, 4)]
+    return _at(bench, operation, action, quarters, count)
 
 
 def _count_messages(bench: Bench, operation: Operation) -> int:
@@ -57,13 +60,19 @@ def _count_messages(bench: Bench, operation: Operation) -> int:
 
 
 def _at(
-    bench: Bench, operation: Operation, action: str, boundaries: Sequence[int]
+    bench: Bench,
+    operation: Operation,
+    action: str,
+    boundaries: Sequence[int],
+    count: int,
 ) -> int:
+    """Let the network do *action* at *boundaries* between the *count* messages."""
+
     def meet(port: int, boundary: int, trial: Trial) -> None:
         trial.prepare()
         bench.lab.arm(port, action, boundary)
-        # To connect there is connect_timeout.
-        with trial.deadline(DEADLINE if operation.run else LASTING):
+        # Connecting has its connect_timeout.
+        with trial.deadline(DEADLINE) if operation.run else nullcontext():
             trial.perform()
 
     with bench.judged():
@@ -73,8 +82,12 @@ def _at(
             work = partial(meet, port, boundary)
             trials.append(bench.start(work, operation, port=port))
         bench.finish(*trials)
-        if action == "delay" and any(trial.error for trial in trials):
-            bench.violations["fails"] += 1
+        if action == "delay":
+            bench.violations["fails"] += sum(bool(trial.error) for trial in trials)
+        else:
+            # What comes after the last message may go unnoticed.
+            unfinished = zip(trials, boundaries, strict=True)
+            _expect_error(bench, *[trial for trial, at in unfinished if at < count])
     return len(boundaries)
 
 
@@ -97,7 +110,9 @@ def at_every_switch(
     with bench.judged():
         for point in range(1, counts[0] + 1):
             work = partial(_interrupt, bench, point, thrown)
-            bench.finish(bench.start(work, operation, seconds=LASTING))
+            trial = bench.start(work, operation, seconds=LASTING)
+            bench.finish(trial)
+            _expect_error(bench, trial)
     return int(counts[0])
 
 
@@ -215,6 +230,7 @@ def _answers(bench: Bench, where: dict[str, str]) -> bool:
 
 
 def _expect_error(bench: Bench, *trials: Trial) -> None:
+    """See that the fault has really occurred."""
     bench.violations["no error"] += sum(not trial.error for trial in trials)
 
 
