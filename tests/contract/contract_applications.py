@@ -7,6 +7,16 @@ import sqlalchemy
 from psycopg2.extensions import parse_dsn
 
 
+@pytest.fixture(autouse=True)
+def _beside_asyncio(green, monkeypatch):
+    """Let Django connect under eventlet's asyncio hub.
+
+    It refuses to wherever an asyncio loop runs in the thread, unless told.
+    """
+    if "asyncio" in green.loop_name():
+        monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+
+
 @pytest.fixture
 def silent_port():
     """A port where connections are accepted, by the system, and nothing is said."""
