@@ -4,7 +4,7 @@ PYTHON = python3
 BIN = .venv/bin
 SOURCES = pyproject.toml setup.py $(shell find psycogreen -type f -not -name '*.pyc')
 
-.PHONY: demo uwsgi test lint format build clean
+.PHONY: demo uwsgi test faults lint format build clean
 
 demo: .venv/demo
 	PYTHONPATH=tools $(BIN)/python demo
@@ -16,6 +16,10 @@ uwsgi: .venv/demo
 # The tests import the package as it is installed, never this folder's.
 test: .venv/test
 	$(BIN)/pytest
+
+# Every fault, with psycogreen here and with 1.0.2: docs/faults-table.rst
+faults: .venv/test
+	PYTHONPATH=tests:tools $(BIN)/python -P tests/faults/table.py
 
 lint: .venv/test
 	$(BIN)/ruff check .

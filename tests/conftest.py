@@ -23,15 +23,23 @@ from psycogreen._postgres import Server, postgres
 TESTS = Path(__file__).parent
 
 
+# Who is asked for a password.
+HBA = ["host all with_password 127.0.0.1/32 scram-sha-256"]
+
+
+def make_role(server: Server) -> None:
+    """Make the role that is asked for a password."""
+    conn = psycopg2.connect(server.dsn)
+    conn.cursor().execute("create role with_password login password 'right'")
+    conn.commit()
+    conn.close()
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """A PostgreSQL server for all tests."""
-    hba = ["host all with_password 127.0.0.1/32 scram-sha-256"]
-    with postgres(hba=hba) as server:
-        conn = psycopg2.connect(server.dsn)
-        conn.cursor().execute("create role with_password login password 'right'")
-        conn.commit()
-        conn.close()
+    with postgres(hba=HBA) as server:
+        make_role(server)
         yield server
 
 
@@ -134,7 +142,7 @@ def python_with_gunicorn(
 def environment(server: Server) -> dict[str, str]:
     """Return the variables by which a process finds the server and the tools."""
     root = TESTS.parent
-    folders = [root / "tools", root / "examples", TESTS / "contract"]
+    folders = [root / "tools", root / "examples", TESTS, TESTS / "contract"]
     return {
         "DSN": server.dsn,
         "PSYCOGREEN_TEST_DSN": server.dsn,

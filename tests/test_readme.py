@@ -1,4 +1,4 @@
-"""The README's code does what it says."""
+"""The code in the README and in docs/ does what they say."""
 
 import re
 import textwrap
@@ -27,3 +27,19 @@ def test_readme(server, python):
         PGUSER="postgres",
     )
     assert output.strip() == str(list(range(50)))
+
+
+def test_copy(server, python):
+    """The block for COPY copies, with a wait callback installed."""
+    [block] = code_blocks(TESTS.parent / "docs" / "copy.rst")
+    program = f"""
+from gevent import monkey; monkey.patch_all()
+import psycogreen; psycogreen.patch_psycopg()
+import psycopg2
+cursor = psycopg2.connect({server.dsn!r}).cursor()
+cursor.execute("create temporary table numbers (n int, name text)")
+{block}
+cursor.execute("select * from numbers")
+print(cursor.fetchall())
+"""
+    assert python(program).strip() == "[(1, 'one')]"
