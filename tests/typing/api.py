@@ -39,3 +39,8 @@ except psycogreen.PatchConflict as ex:
     conflict: RuntimeError = ex
 
 set_wait_callback(partial(psycogreen.gevent.gevent_wait_callback, timeout=1))
+
+report = psycogreen.check("", framework="gevent", queries=5, seconds=0.1, say=print)
+assert_type(report, psycogreen.CheckReport)
+assert_type(report.cooperative, bool)
+assert_type(report.problems, tuple[str, ...])
