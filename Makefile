@@ -2,7 +2,7 @@
 # python3 is older than 3.11: make PYTHON=python3.12 ...
 PYTHON = python3
 BIN = .venv/bin
-SOURCES = pyproject.toml $(shell find psycogreen -type f -not -name '*.pyc')
+SOURCES = pyproject.toml _psycogreen_plugin.py $(shell find psycogreen -type f -not -name '*.pyc')
 
 .PHONY: demo test lint format build clean
 
