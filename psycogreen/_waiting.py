@@ -15,7 +15,7 @@ from psycopg2.extensions import (
 
 from psycogreen._cancel import cancel
 from psycogreen._deadline import STATUS_CONNECTING, ConnectWait
-from psycogreen._errors import WaitTimeout
+from psycogreen._stats import begin, is_interruption, note_interruption, under_way
 
 
 class SocketWait(Protocol):
@@ -38,11 +38,20 @@ def wait(conn: connection, wait_socket: SocketWait, timeout: float | None) -> No
     """
     if timeout is not None and timeout < 0:
         timeout = None
-    # What only poll() is asked of is no less of a connection.
-    if getattr(conn, "status", STATUS_READY) in STATUS_CONNECTING:
-        _wait_connected(conn, ConnectWait(conn, wait_socket), timeout)
-    else:
-        _wait_answered(conn, wait_socket, timeout)
+    under_way[conn] = begin()
+    try:
+        # What only poll() is asked of is no less of a connection.
+        if getattr(conn, "status", STATUS_READY) in STATUS_CONNECTING:
+            _wait_connected(conn, ConnectWait(conn, wait_socket), timeout)
+        else:
+            _wait_answered(conn, wait_socket, timeout)
+    finally:
+        # pop() would cost more. It is gone already if a fork has forgotten it, or if
+        # somebody else waits for the same asynchronous connection.
+        try:  # noqa: SIM105
+            del under_way[conn]
+        except KeyError:
+            pass
 
 
 def _wait_answered(
@@ -51,8 +60,8 @@ def _wait_answered(
     try:
         _poll(conn, wait_socket, timeout)
     except BaseException as ex:
-        # An error of psycopg2's is the query's own end, unless it is our limit.
-        if isinstance(ex, WaitTimeout) or not isinstance(ex, psycopg2.Error):
+        if is_interruption(ex):
+            note_interruption(conn, ex)
             cancel(conn, wait_socket, ex)
         raise
 
@@ -63,6 +72,8 @@ def _wait_connected(
     try:
         _poll(conn, wait_socket, timeout)
     except BaseException as ex:
+        if is_interruption(ex):
+            note_interruption(conn, ex)
         if isinstance(ex, psycopg2.OperationalError):
             wait_socket.complete(ex)
         # psycopg2 leaves the socket open until the connection is collected, and

@@ -27,6 +27,11 @@ assert_type(status.framework, str | None)
 assert_type(status.callback, str | None)
 assert_type(status.monkey_patched, bool)
 assert_type(status.pid, int)
+assert_type(status.waiting, int)
+assert_type(status.longest_wait, float)
+assert_type(status.waits, int)
+assert_type(status.timed_out, int)
+assert_type(status.cancelled, int)
 
 try:
     conn = psycopg2.connect("", async_=True)
