@@ -4,7 +4,7 @@ PYTHON = python3
 BIN = .venv/bin
 SOURCES = pyproject.toml _psycogreen_plugin.py $(shell find psycogreen -type f -not -name '*.pyc')
 
-.PHONY: demo test lint format build clean
+.PHONY: demo test docs lint format build clean
 
 demo: .venv/demo
 	PYTHONPATH=tools $(BIN)/python demo
@@ -18,6 +18,10 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	@echo build/docs/index.html
+
 format: .venv/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -30,7 +34,7 @@ build: .venv/test
 
 # An extra's stamp. The package itself is always built anew: pip takes an
 # installed one of the same version for up to date.
-.venv/demo .venv/test: $(SOURCES) | .venv
+.venv/demo .venv/docs .venv/test: $(SOURCES) | .venv
 	$(BIN)/pip install --quiet '.[$(@F)]'
 	$(BIN)/pip install --quiet --no-deps --force-reinstall .
 	touch $@

@@ -1,22 +1,24 @@
-"""Applications that try out, where they answer, whether psycopg2 lets others run."""
+"""The Flask application of flask_app.py, which can tell whether its worker is green.
 
-import dataclasses
-import json
+gunicorn -k psycogreen.integrations.gevent_worker.GeventWorker check_app:app
+curl http://127.0.0.1:8000/check
+"""
+
 import os
+
+from flask_app import app
 
 import psycogreen
 
+__all__ = ["app"]
 
-def app(environ, start_response):
-    """Answer with the report of a check made here."""
+
+@app.get("/check")
+def check() -> dict[str, object]:
+    """Try out, where requests are answered, whether psycopg2 lets others run."""
     report = psycogreen.check(os.environ["DSN"], queries=5, seconds=0.3)
-    body = {"cooperative": report.cooperative, **dataclasses.asdict(report)}
-    start_response("200 OK", [("Content-Type", "application/json")])
-    return [json.dumps(body).encode()]
-
-
-def in_native_thread(environ, start_response):
-    """Answer with the report of a check made in a thread that is not a greenlet."""
-    from gevent import get_hub
-
-    return get_hub().threadpool.apply(app, (environ, start_response))
+    return {
+        "cooperative": report.cooperative,
+        "problems": report.problems,
+        "longest_stall": report.longest_stall,
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from psycogreen import _install
 from psycogreen._dsn import for_libpq, shown
@@ -12,8 +12,8 @@ from psycogreen._loops import Loop, loop
 from psycogreen._measuring import Figures, measure, stands_still
 
 
-@dataclass(frozen=True)
-class CheckReport:
+@dataclass(frozen=True, kw_only=True)
+class CheckReport(Figures):
     """What `check` has found."""
 
     dsn: str
@@ -27,9 +27,6 @@ class CheckReport:
 
     seconds: float
     """How long each of them took on the server."""
-
-    figures: Figures
-    """What was measured."""
 
     problems: tuple[str, ...]
     """What stops the loop, each with its remedy."""
@@ -79,7 +76,7 @@ def check(
         status=status,
         queries=queries,
         seconds=seconds,
-        figures=figures,
+        **asdict(figures),
         problems=tuple(_problems(status, watched, figures, seconds)),
         remarks=tuple(_remarks(status, figures)),
     )

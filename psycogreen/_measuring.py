@@ -23,7 +23,7 @@ _DEADLINE = 1  # seconds that a silent server is given; libpq counts in whole on
 _PATIENCE = 5.0  # seconds after which nobody thinks that this was honoured
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     """What was measured; ``None`` where there was nothing to measure."""
 
@@ -65,7 +65,12 @@ def measure(
     if not stands_still(stall, seconds):
         say("connecting to a server that does not answer")
         honoured = _times_out(loop)
-    return Figures(wall_time, stall, resolved_by, honoured)
+    return Figures(
+        wall_time=wall_time,
+        longest_stall=stall,
+        resolved_by=resolved_by,
+        connect_timeout_honoured=honoured,
+    )
 
 
 def stands_still(stall: float, seconds: float) -> bool:

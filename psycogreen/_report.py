@@ -14,18 +14,8 @@ _GREEN, _RED, _PLAIN = "\x1b[1;32m", "\x1b[1;31m", "\x1b[0m"
 
 
 def as_dict(report: CheckReport) -> dict[str, Any]:
-    """Return the report as what JSON can hold."""
-    status = asdict(report.status)
-    return {
-        "verdict": _verdict(report),
-        "dsn": report.dsn,
-        "queries": report.queries,
-        "seconds": report.seconds,
-        **asdict(report.figures),
-        "problems": list(report.problems),
-        "remarks": list(report.remarks),
-        "status": status,
-    }
+    """Return the report as what JSON can hold, the verdict first."""
+    return {"verdict": _verdict(report), **asdict(report)}
 
 
 def lines(report: CheckReport, *, colours: bool = False) -> Iterator[str]:
@@ -47,24 +37,24 @@ def _verdict(report: CheckReport) -> str:
 
 
 def _in_short(report: CheckReport) -> str:
-    if report.figures.wall_time is None:
+    if report.wall_time is None:
         return ""
     return (
         f": {report.queries} queries of {report.seconds:g} s at once took "
-        f"{report.figures.wall_time:.2f} s"
+        f"{report.wall_time:.2f} s"
     )
 
 
 def _rows(report: CheckReport) -> Iterator[tuple[str, str]]:
-    status, figures = report.status, report.figures
+    status = report.status
     yield "database", report.dsn or "libpq's default"
     yield "wait callback", status.callback or "none"
     yield "monkey patch", "in force" if status.monkey_patched else "none"
-    if figures.longest_stall is not None:
-        yield "wall time", f"{figures.wall_time:.2f} s"
-        yield "longest stall", f"{figures.longest_stall * 1000:.0f} ms of the loop"
-        yield "name resolution", _resolution(figures.resolved_by)
-        yield "connect_timeout", _honoured(figures.connect_timeout_honoured)
+    if report.longest_stall is not None:
+        yield "wall time", f"{report.wall_time:.2f} s"
+        yield "longest stall", f"{report.longest_stall * 1000:.0f} ms of the loop"
+        yield "name resolution", _resolution(report.resolved_by)
+        yield "connect_timeout", _honoured(report.connect_timeout_honoured)
 
 
 def _resolution(resolved_by: str | None) -> str:

@@ -66,6 +66,25 @@ def python(server: Server) -> Callable[..., str]:
     return python
 
 
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory):
+    """The wheel, built from the sdist, and the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--outdir",
+        str(folder),
+        str(TESTS.parent),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    [wheel] = folder.glob("*.whl")
+    [sdist] = folder.glob("*.tar.gz")
+    return wheel, sdist
+
+
 def environment(server: Server) -> dict[str, str]:
     """Return the variables by which a process finds the server and the tools."""
     root = TESTS.parent

@@ -193,18 +193,22 @@ def test_callback_of_eventlets_own(check_app, dsn):
 WORKERS = {
     "green": (
         ("-k", "gevent", "-c", "python:psycogreen.integrations.gunicorn_conf"),
-        "app",
+        "check_app:app",
         [],
     ),
-    "without psycogreen": (("-k", "gevent"), "app", ["wait callback missing"]),
+    "without psycogreen": (
+        ("-k", "gevent"),
+        "check_app:app",
+        ["wait callback missing"],
+    ),
     "with threads": (
         ("-k", "gthread"),
-        "app",
+        "check_app:app",
         ["wait callback missing", "monkey patch missing"],
     ),
     "green, in a native thread": (
         ("-k", "gevent", "-c", "python:psycogreen.integrations.gunicorn_conf"),
-        "in_native_thread",
+        "native_thread_app:app",
         ["blocking thread"],
     ),
 }
@@ -214,8 +218,8 @@ WORKERS = {
 def test_in_a_worker(dsn, worker):
     """In a request of a running worker the same check says what is wrong there."""
     options, app, expected = WORKERS[worker]
-    with gunicorn(f"check_app:{app}", *options, env={"DSN": dsn}) as server:
-        report = json.loads(request(server.url).body)
+    with gunicorn(app, *options, env={"DSN": dsn}) as server:
+        report = json.loads(request(f"{server.url}/check").body)
     assert causes(report) == expected
     assert report["cooperative"] == (not expected)
 

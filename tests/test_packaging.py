@@ -1,30 +1,16 @@
 """The distributions: what is in them, and that they install and work."""
 
 import subprocess
-import sys
 import tarfile
 import venv
 import zipfile
 from pathlib import Path
 
-import pytest
 from conftest import TESTS
 
 import psycogreen
 
 ROOT = TESTS.parent
-
-
-@pytest.fixture(scope="session")
-def distributions(tmp_path_factory):
-    """The wheel, built from the sdist, and the sdist."""
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    [wheel] = folder.glob("*.whl")
-    [sdist] = folder.glob("*.tar.gz")
-    return wheel, sdist
 
 
 def test_the_tests_test_the_installed_package():
@@ -37,7 +23,7 @@ def test_wheel(distributions):
     """The wheel has every module, the marker for type checkers and the licence."""
     wheel, _ = distributions
     names = zipfile.ZipFile(wheel).namelist()
-    modules = (ROOT / "psycogreen").rglob("*.py")
+    modules = [*(ROOT / "psycogreen").rglob("*.py"), ROOT / "_psycogreen_plugin.py"]
     assert {str(path.relative_to(ROOT)) for path in modules} <= set(names)
     assert "psycogreen/py.typed" in names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
@@ -75,5 +61,8 @@ def test_fresh_install(distributions, tmp_path):
     code = "import psycogreen; psycogreen.patch_psycopg('gevent')"
     missing = run("-P", "-c", code)
     assert "pip install 'gevent>=" in missing.stderr
+    unchecked = run("-P", "-m", "psycogreen", "check")
+    assert unchecked.returncode == 2
+    assert "no framework is installed: pip install gevent" in unchecked.stderr
     installed = run("-P", "-c", "import psycogreen; print(psycogreen.__version__)")
     assert installed.stdout.strip() == psycogreen.__version__

@@ -49,3 +49,5 @@ report = psycogreen.check("", framework="gevent", queries=5, seconds=0.1, say=pr
 assert_type(report, psycogreen.CheckReport)
 assert_type(report.cooperative, bool)
 assert_type(report.problems, tuple[str, ...])
+assert_type(report.longest_stall, float | None)
+assert_type(report.connect_timeout_honoured, bool | None)
