@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 
+import psycopg2
 import pytest
 from conftest import TESTS
 from servers import ROOT, Process
@@ -89,6 +90,22 @@ def test_without_psycogreen(start, celery_app):
     results = [celery_app.double.delay(n) for n in range(20)]
     assert [result.get(timeout=60) for result in results] == [2 * n for n in range(20)]
     assert time.monotonic() - begin > 3.9
+
+
+def test_time_limit(start, celery_app, dsn):
+    """A task whose time is up is interrupted, and its query ended on the server."""
+    worker = start(*green("gevent"), app="celery_slow")
+    worker.await_line(r"w1@\S+ ready")
+    celery_app.app.send_task("celery_slow.sleep_long", time_limit=1)
+    worker.await_line(r"ERROR.* Hard time limit \(1.*s\) exceeded")
+    conn = psycopg2.connect(dsn)
+    cursor = conn.cursor()
+    cursor.execute(
+        "select count(*) from pg_stat_activity"
+        " where application_name = 'sleep_long' and state = 'active'"
+    )
+    assert cursor.fetchone() == (0,)
+    conn.close()
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
