@@ -2,12 +2,17 @@
 # python3 is older than 3.11: make PYTHON=python3.12 ...
 PYTHON = python3
 BIN = .venv/bin
-SOURCES = pyproject.toml _psycogreen_plugin.py $(shell find psycogreen -type f -not -name '*.pyc')
+SOURCES = pyproject.toml setup.py _psycogreen_plugin.py \
+    $(shell find psycogreen -type f -not -name '*.pyc')
 
-.PHONY: demo test docs lint format build clean
+.PHONY: demo uwsgi test docs lint format build clean
 
 demo: .venv/demo
 	PYTHONPATH=tools $(BIN)/python demo
+
+# A uWSGI with all its engines, which the demo then shows and the tests run.
+uwsgi: .venv/demo
+	$(BIN)/python tools/uwsgi_builds.py
 
 # The tests import the package as it is installed, never this folder's.
 test: .venv/test

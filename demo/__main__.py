@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import uwsgi_builds
 from picture import draw
 from rich.console import Console
 from rich.progress import (
@@ -17,7 +18,17 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
-from scenes import CONTENDERS, HITS, HOLD, QUERY, REQUESTS, Result, row_lock, sleepers
+from scenes import (
+    CONTENDERS,
+    HITS,
+    HOLD,
+    QUERY,
+    REQUESTS,
+    Result,
+    row_lock,
+    sleepers,
+    uwsgi_contenders,
+)
 
 from psycogreen._postgres import find_programs, postgres
 
@@ -40,6 +51,8 @@ def main() -> None:
             HITS,
         ),
     ]
+    build = uwsgi_builds.built()
+    contenders = CONTENDERS + (uwsgi_contenders(build) if build else [])
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with (
         postgres() as server,
@@ -48,7 +61,7 @@ def main() -> None:
         outcomes = []
         for scene, title, count in scenes:
             results = []
-            for contender in CONTENDERS:
+            for contender in contenders:
                 task = progress.add_task(
                     f"{scene.__name__}: {contender.name}", total=count
                 )
@@ -60,12 +73,19 @@ def main() -> None:
             outcomes.append((title, results))
     for title, results in outcomes:
         console.print(_table(title, results))
-    draw(outcomes[0][1], PICTURE)
+    if not build:
+        console.print(
+            "left out: uWSGI with gevent, greenlet and uGreen, because none is built "
+            "here; make uwsgi builds one (it needs a C compiler)",
+            soft_wrap=True,
+        )
+    draw(outcomes[0][1][: len(CONTENDERS)], PICTURE)
     console.print(f"one bar for each request: {PICTURE.resolve()}", soft_wrap=True)
 
 
 def _table(title: str, results: list[Result]) -> Table:
-    table = Table(title=f"One gunicorn gevent worker. {title}", title_justify="left")
+    table = Table(title=f"One worker, gunicorn's or uWSGI's. {title}")
+    table.title_justify = "left"
     table.add_column("")
     for heading in (
         "answered",
@@ -76,16 +96,22 @@ def _table(title: str, results: list[Result]) -> Table:
     ):
         table.add_column(heading, justify="right")
     for result in results:
-        stall = result.longest_stall
         table.add_row(
             result.contender.name,
             f"{result.answered} of {len(result.requests)}",
             f"{result.wall_time:.2f} s",
             f"{result.slowest:.2f} s",
             str(result.queries_at_once),
-            "for ever" if stall is None else f"{stall * 1000:.0f} ms",
+            _stall(result),
         )
     return table
+
+
+def _stall(result: Result) -> str:
+    if not result.contender.ticks:
+        return "not measured"
+    stall = result.longest_stall
+    return "for ever" if stall is None else f"{stall * 1000:.0f} ms"
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import psycopg2
 from load import Request, request, requests
-from servers import HttpServer, gunicorn
+from servers import HttpServer, gunicorn, uwsgi
+from uwsgi_builds import ENGINES, Build
 
 CONF = "python:psycogreen.integrations.gunicorn_conf"
 
@@ -30,13 +32,31 @@ class Contender:
     """A way to run the application."""
 
     name: str
-    options: tuple[str, ...]
+    serve: Callable[..., AbstractContextManager[HttpServer]]
+    ticks: bool = True
+    """Whether a ticker can tell how the loop goes: it needs a monkey patch."""
 
+
+_gunicorn = partial(gunicorn, "demo_app:app", "-k", "gevent")
 
 CONTENDERS = [
-    Contender("psycopg2 as it comes", ("-k", "gevent")),
-    Contender("with psycogreen", ("-k", "gevent", "-c", CONF)),
+    Contender("psycopg2 as it comes", _gunicorn),
+    Contender("with psycogreen", partial(_gunicorn, "-c", CONF)),
 ]
+
+
+def uwsgi_contenders(build: Build) -> list[Contender]:
+    """Return a contender for each of uWSGI's engines, with psycogreen."""
+    options = ("--master", "--lazy-apps", "--module=uwsgi_demo_app:app")
+    patch = {"gevent": ["--gevent-early-monkey-patch"]}
+    return [
+        Contender(
+            f"with psycogreen, uWSGI {engine}",
+            partial(uwsgi, build, engine, *options, *patch.get(engine, [])),
+            ticks=engine in patch,
+        )
+        for engine in ENGINES
+    ]
 
 
 @dataclass(frozen=True)
@@ -97,7 +117,7 @@ def row_lock(contender: Contender, dsn: str, done: Done) -> Result:
 
 @contextmanager
 def _serve(contender: Contender, dsn: str) -> Iterator[HttpServer]:
-    with gunicorn("demo_app:app", *contender.options, env={"DSN": dsn}) as server:
+    with contender.serve(env={"DSN": dsn}) as server:
         yield server
 
 

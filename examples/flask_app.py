@@ -4,6 +4,7 @@ Run it where a worker stands still for every query, and where it does not::
 
     gunicorn -k gevent flask_app:app
     gunicorn -k gevent -c python:psycogreen.integrations.gunicorn_conf flask_app:app
+    gunicorn -k psycogreen.integrations.eventlet_worker.EventletWorker flask_app:app
 
 The environment variable DSN says where the database is, in libpq's words.
 """

@@ -1,7 +1,7 @@
 """Wait callbacks that make psycopg2 cooperate with coroutine libraries.
 
 ``patch_psycopg()`` makes every psycopg2 connection of this process wait in the
-way of gevent or eventlet: while one greenlet waits for PostgreSQL the others
+way of gevent, eventlet or uWSGI: while one greenlet waits for PostgreSQL the others
 go on. Importing this package imports psycopg2 and no coroutine library.
 """
 

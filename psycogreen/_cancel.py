@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from psycogreen._waiting import SocketWait
+    from psycogreen._native import SocketWait
 
 CANCEL_WAIT = 1.0
 """Seconds that an interrupted wait goes on for its cancel request, at the most;

@@ -14,7 +14,7 @@ from psycogreen._errors import WaitTimeout
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
-    from psycogreen._waiting import SocketWait
+    from psycogreen._native import SocketWait
 
 # What connection.status is until the connection is made. psycopg2.extensions
 # has no name for the second one.

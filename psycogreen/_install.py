@@ -16,13 +16,14 @@ from importlib import import_module
 from psycopg2.extensions import get_wait_callback
 
 from psycogreen import _blocking, _cancel, _connecting, _stats
+from psycogreen._engine import engine
 from psycogreen._errors import PatchConflict
 from psycogreen._stats import logger
 
-FRAMEWORKS = ("gevent", "eventlet")
+FRAMEWORKS = ("gevent", "eventlet", "uwsgi")
 
-# psycopg2's callback module of each framework. Two are of psycogreen's own, one
-# is what eventlet.monkey_patch() installs.
+# psycopg2's callback module of each framework. Those of psycogreen's own, and
+# what eventlet.monkey_patch() installs.
 _OWN = {f"psycogreen.{name}": name for name in FRAMEWORKS}
 _BUILTIN = {"eventlet.support.psycopg2_patcher": "eventlet"}
 
@@ -32,8 +33,12 @@ class Status:
     """How psycopg2 waits in this process, at the moment of asking."""
 
     framework: str | None
-    """``"gevent"`` or ``"eventlet"``; ``None`` if psycopg2 blocks, or waits with
-    a callback that belongs to neither."""
+    """``"gevent"``, ``"eventlet"`` or ``"uwsgi"``; ``None`` if psycopg2 blocks, or
+    waits with a callback that belongs to none of them."""
+
+    engine: str | None
+    """The async engine of this uWSGI: ``"gevent"``, ``"greenlet"`` or
+    ``"ugreen"``; ``None`` if it has none of them, and in any other process."""
 
     callback: str | None
     """The dotted name of the wait callback, a foreign one too; ``None`` if
@@ -41,7 +46,7 @@ class Status:
 
     monkey_patched: bool
     """Whether the standard library's sockets are monkey-patched by the
-    framework (by either, if *framework* is ``None``)."""
+    framework (by any, if *framework* is ``None``). Never by ``"uwsgi"``."""
 
     pid: int
     """The process this was asked in."""
@@ -81,7 +86,8 @@ def patch_psycopg(
 ) -> None:
     """Make every psycopg2 connection of this process wait cooperatively.
 
-    *framework* is ``"gevent"`` or ``"eventlet"``. With ``None`` it is the one
+    *framework* is ``"gevent"``, ``"eventlet"`` or ``"uwsgi"``. With ``None`` it
+    is that of uWSGI's async engine, if this is a uWSGI that has one, else the one
     whose monkey patch of the standard library's sockets is in force.
 
     With *resolve_hosts* the names of hosts are resolved off the loop and passed
@@ -100,7 +106,8 @@ def patch_psycopg(
     eventlet's, and a `functools.partial` of a callback as that callback: a
     limit set with it stays in force.) Raise `ValueError` for an unknown
     framework, `ImportError` for one that is missing or too old, `RuntimeError`
-    if *framework* is ``None`` and cannot be found out.
+    if *framework* is ``None`` and cannot be found out, or is ``"uwsgi"`` and its
+    engine cannot be served.
     """
     if framework is None:
         framework = _detect()
@@ -132,15 +139,17 @@ def status() -> Status:
     framework = _owner(callback, _OWN | _BUILTIN)
     patched = monkey_patched()
     connect = _connecting.installed()
+    ages = _stats.ages()
     return Status(
         framework=framework,
+        engine=engine(),
         callback=None if callback is None else _name(callback),
         monkey_patched=framework in patched if framework else bool(patched),
         pid=os.getpid(),
         resolve_hosts=bool(callback and connect and connect.resolve),
         cancel_interrupted=bool(_owner(callback, _OWN) and _cancel.enabled),
-        waiting=len(_stats.under_way),
-        longest_wait=_stats.longest_wait(),
+        waiting=len(ages),
+        longest_wait=max(ages, default=0.0),
         waits=_stats.waits(),
         timed_out=_stats.totals.timed_out,
         cancelled=_stats.totals.cancelled,
@@ -195,6 +204,8 @@ def monkey_patched() -> list[str]:
 
 
 def _detect() -> str:
+    if of_uwsgi := engine():
+        return "gevent" if of_uwsgi == "gevent" else "uwsgi"
     match monkey_patched():
         case [framework]:
             return framework
@@ -202,7 +213,8 @@ def _detect() -> str:
             msg = (
                 "no framework to wait with: neither gevent nor eventlet has "
                 "monkey-patched this process; call gevent.monkey.patch_all() or "
-                f"eventlet.monkey_patch() first, or name the framework ({_names()})"
+                "eventlet.monkey_patch() first, run uWSGI with an async engine, or "
+                f"name the framework ({_names()})"
             )
         case found:
             msg = (

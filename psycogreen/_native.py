@@ -13,9 +13,30 @@ import sys
 import threading
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 from psycogreen._errors import wait_timeout
+
+forks = 0
+"""How many forks lie between the process that imported this and this one."""
+
+
+def _count_fork() -> None:
+    global forks
+    forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+class SocketWait(Protocol):
+    """A wait for any one descriptor."""
+
+    def __call__(self, fd: int, *, write: bool, timeout: float | None) -> None:
+        """Return once *fd* can be read (or written, if *write*) without blocking.
+
+        Raise `WaitTimeout` after *timeout* seconds; ``None`` is no limit.
+        """
 
 
 def original(module: str, name: str) -> Any:  # noqa: ANN401
@@ -42,7 +63,7 @@ def start_thread(function: Callable[[], object]) -> None:
 
 
 def wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
-    """Wait for *fd* as `psycogreen._waiting.SocketWait` says: it blocks this thread."""
+    """Wait for *fd* as `SocketWait` says: it blocks this thread."""
     poll = original("select", "poll")()
     poll.register(fd, select.POLLOUT if write else select.POLLIN)
     # Rounded up: it must not return early, with some of the time left.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from psycogreen._native import original, start_thread
 
 if TYPE_CHECKING:
-    from psycogreen._waiting import SocketWait
+    from psycogreen._native import SocketWait
 
 T = TypeVar("T")
 

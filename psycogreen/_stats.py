@@ -1,7 +1,7 @@
 """How many waits there are and were in this process.
 
-Every wait passes here, so its beginning and end are as cheap as Python allows:
-one call and one entry in a dictionary, no object and no lock.
+Every wait takes the time here when it begins, and that is all it does: one call, and
+the time is kept where the wait is noted anyway.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -27,8 +28,11 @@ begin = functools.lru_cache(maxsize=0)(time.monotonic)
 number of waits, for less than what an addition in Python costs."""
 
 under_way: dict[connection, float] = {}
-"""The connections that are waited for, and since when: `begin`'s time. Whoever
-waits enters the connection and deletes it."""
+"""The waits that have no other place to be noted, and since when: `begin`'s time."""
+
+sources: list[Callable[[], Iterable[float]]] = [lambda: list(under_way.values())]
+"""What tells since when the waits under way last: one place where they are noted
+each. They are copied, since another thread may begin a wait meanwhile."""
 
 
 class _Totals:
@@ -47,11 +51,10 @@ def waits() -> int:
     return begin.cache_info().misses
 
 
-def longest_wait() -> float:
-    """Return the age of the oldest wait under way, in seconds; 0 if there is none."""
-    # list(): another thread may begin a wait meanwhile.
-    since = min(list(under_way.values()), default=None)
-    return 0.0 if since is None else time.monotonic() - since
+def ages() -> list[float]:
+    """Return how long each of the waits under way has lasted, in seconds."""
+    now = time.monotonic()
+    return [now - since for source in sources for since in source()]
 
 
 def is_interruption(ex: BaseException) -> bool:
@@ -63,8 +66,8 @@ def is_interruption(ex: BaseException) -> bool:
     return isinstance(ex, limits) or not isinstance(ex, psycopg2.Error)
 
 
-def note_interruption(conn: connection, ex: BaseException) -> None:
-    """Count and log that the wait for *conn* was interrupted by *ex*."""
+def note_interruption(conn: connection, ex: BaseException, since: float) -> None:
+    """Count and log that the wait for *conn*, under way *since*, ended with *ex*."""
     if isinstance(ex, (WaitTimeout, ConnectTimeout)):
         totals.timed_out += 1
     if logger.isEnabledFor(logging.DEBUG):
@@ -72,7 +75,7 @@ def note_interruption(conn: connection, ex: BaseException) -> None:
             "wait for backend %d interrupted by %s after %.3f s",
             conn.info.backend_pid,
             type(ex).__name__,
-            time.monotonic() - under_way.get(conn, time.monotonic()),
+            time.monotonic() - since,
         )
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import _socket
 import functools
 import socket
-from typing import TYPE_CHECKING
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
-from psycogreen import _install, _native
+from psycogreen import _epoll, _install, _native
 from psycogreen._requirements import require
 
 require("eventlet")
@@ -20,9 +22,10 @@ require("eventlet")
 from eventlet import hubs, patcher
 from greenlet import getcurrent
 
+from psycogreen._epoll import EpollSet, HubGone
 from psycogreen._errors import wait_timeout
 from psycogreen._offload import in_thread
-from psycogreen._waiting import wait
+from psycogreen._waiting import Framework, wait_callback
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -56,6 +59,85 @@ def patch_psycopg(
     patcher.already_patched["psycopg"] = True
 
 
+class _Loop:
+    """A hub, as `psycogreen._epoll` has need of it."""
+
+    def __init__(self, hub: hubs.hub.BaseHub) -> None:
+        self._hub = hub
+        self.switch = hub.switch
+        self._listener: Any = None
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        def collect(fd: int) -> None:
+            # The hub would take a listener that raises for broken, and drop it.
+            try:
+                callback()
+            except self._hub.SYSTEM_EXCEPTIONS:
+                raise
+            except BaseException:  # noqa: BLE001
+                traceback.print_exc()
+
+        if self._listener:
+            self._hub.remove(self._listener)
+        self._listener = self._hub.add(self._hub.READ, fd, collect, collect, None)
+
+    def hold(self) -> None:
+        # Nothing to hold: eventlet's loop goes on until the process ends.
+        if hubs._threadlocal.hub is not self._hub:
+            raise HubGone
+
+    def release(self) -> None:
+        pass
+
+    def forget(self) -> None:
+        del self._hub._psycogreen
+
+
+def _epoll_set() -> EpollSet | None:
+    """Return the set of this thread's hub, made on first use."""
+    hub = getattr(hubs._threadlocal, "hub", None)
+    if hub is None:
+        if not _native.is_main_thread():
+            return None
+        hub = hubs.get_hub()
+    try:
+        found: EpollSet | None = hub._psycogreen
+    except AttributeError:
+        found = hub._psycogreen = EpollSet(_Loop(hub)) if _epoll.available() else None
+    return found
+
+
+def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
+    hub = getattr(hubs._threadlocal, "hub", None)
+    # In the main thread eventlet makes a hub when it is first asked for. A native
+    # thread that has none must not get one for being in a database's way.
+    if hub is None and not _native.is_main_thread():
+        _native.wait_socket(fd, write=write, timeout=timeout)
+        return
+    if _in_hub():
+        raise psycopg2.ProgrammingError(_epoll.IN_HUB)
+    forks = _native.forks
+    error = None if timeout is None else wait_timeout(timeout)
+    hubs.trampoline(fd, read=not write, write=write, timeout=timeout, timeout_exc=error)
+    while forks != _native.forks:
+        hubs.get_hub().switch()  # what it waited for is the parent process's
+
+
+def _in_hub() -> bool:
+    hub = getattr(hubs._threadlocal, "hub", None)
+    return hub is not None and hub.greenlet is getcurrent()
+
+
+def _resolve(host: str) -> list[str]:
+    """Return the addresses of *host*, in the system's order."""
+    # _socket is the C module below socket: eventlet patches the latter.
+    family, kind = socket.AF_UNSPEC, socket.SOCK_STREAM
+    getaddrinfo = functools.partial(_socket.getaddrinfo, host, None, family, kind)
+    found = in_thread(getaddrinfo, _wait_socket)
+    return [str(address[0]) for *_, address in found]
+
+
+@wait_callback(Framework(_wait_socket, _in_hub, _epoll_set))
 def eventlet_wait_callback(conn: connection, timeout: float | None = -1) -> None:
     """Wait until *conn* is ready, letting other greenthreads run meanwhile.
 
@@ -74,30 +156,3 @@ def eventlet_wait_callback(conn: connection, timeout: float | None = -1) -> None
     thrown into the waiting greenthread, such as an `eventlet.Timeout`. Raise
     `psycopg2.ProgrammingError` in the hub, which must not wait.
     """
-    wait(conn, _wait_socket, timeout)
-
-
-def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
-    hub = getattr(hubs._threadlocal, "hub", None)
-    # In the main thread eventlet makes a hub when it is first asked for. A native
-    # thread that has none must not get one for being in a database's way.
-    if hub is None and not _native.is_main_thread():
-        _native.wait_socket(fd, write=write, timeout=timeout)
-        return
-    if hub is not None and hub.greenlet is getcurrent():
-        msg = (
-            "cannot wait for PostgreSQL in eventlet's hub: what its timers and "
-            "listeners call must not block; spawn a greenthread for it"
-        )
-        raise psycopg2.ProgrammingError(msg)
-    error = None if timeout is None else wait_timeout(timeout)
-    hubs.trampoline(fd, read=not write, write=write, timeout=timeout, timeout_exc=error)
-
-
-def _resolve(host: str) -> list[str]:
-    """Return the addresses of *host*, in the system's order."""
-    # _socket is the C module below socket: eventlet patches the latter.
-    family, kind = socket.AF_UNSPEC, socket.SOCK_STREAM
-    getaddrinfo = functools.partial(_socket.getaddrinfo, host, None, family, kind)
-    found = in_thread(getaddrinfo, _wait_socket)
-    return [str(address[0]) for *_, address in found]

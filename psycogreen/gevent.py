@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import _socket
 import socket
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
-from psycogreen import _install, _native
+from psycogreen import _epoll, _install, _native
 from psycogreen._requirements import require
 
 require("gevent")
@@ -19,8 +20,9 @@ require("gevent")
 import gevent.socket
 from gevent._hub_local import get_hub_if_exists
 
+from psycogreen._epoll import EpollSet, HubGone
 from psycogreen._errors import wait_timeout
-from psycogreen._waiting import wait
+from psycogreen._waiting import Framework, wait_callback
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -48,6 +50,89 @@ def patch_psycopg(
     )
 
 
+class _Loop:
+    """A hub, as `psycogreen._epoll` has need of it."""
+
+    def __init__(self, hub: gevent.hub.Hub) -> None:
+        self._hub = hub
+        self.switch = hub.switch
+        self._watcher: Any = None
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        held = False
+        if self._watcher:
+            held = self._watcher.ref
+            self._watcher.stop()
+            self._watcher.close()
+        self._watcher = self._hub.loop.io(fd, 1, ref=held)
+        self._watcher.start(callback)
+
+    def hold(self) -> None:
+        if self._hub.dead:
+            raise HubGone
+        self._watcher.ref = True
+
+    def release(self) -> None:
+        self._watcher.ref = False
+
+    def forget(self) -> None:
+        del self._hub._psycogreen
+
+
+def _epoll_set() -> EpollSet | None:
+    """Return the set of this thread's hub, made on first use."""
+    hub = get_hub_if_exists()
+    if hub is None:
+        if not _native.is_main_thread():
+            return None
+        hub = gevent.get_hub()
+    try:
+        found: EpollSet | None = hub._psycogreen
+    except AttributeError:
+        found = hub._psycogreen = EpollSet(_Loop(hub)) if _epoll.available() else None
+    return found
+
+
+def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
+    if not _in_greenlet():
+        _native.wait_socket(fd, write=write, timeout=timeout)
+        return
+    forks = _native.forks
+    wait_ready = gevent.socket.wait_write if write else gevent.socket.wait_read
+    if timeout is None:
+        wait_ready(fd)
+    else:
+        wait_ready(fd, timeout, wait_timeout(timeout))
+    while forks != _native.forks:
+        gevent.get_hub().switch()  # what it waited for is the parent process's
+
+
+def _resolve(host: str) -> list[str]:
+    """Return the addresses of *host*, in the resolver's order."""
+    # _socket is the C module below socket, which gevent never patches.
+    module = gevent.socket if _in_greenlet() else _socket
+    found = module.getaddrinfo(host, None, socket.AF_UNSPEC, socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
+
+
+def _in_greenlet() -> bool:
+    """Return whether there is a loop to wait with, or one may be made, here.
+
+    In the main thread gevent makes a hub when it is first asked for. A native
+    thread that has none must not get one for being in a database's way.
+    """
+    if get_hub_if_exists() is None:
+        return _native.is_main_thread()
+    if _in_hub():
+        raise psycopg2.ProgrammingError(_epoll.IN_HUB)
+    return True
+
+
+def _in_hub() -> bool:
+    return get_hub_if_exists() is gevent.getcurrent()
+
+
+@wait_callback(Framework(_wait_socket, _in_hub, _epoll_set))
 def gevent_wait_callback(conn: connection, timeout: float | None = None) -> None:
     """Wait until *conn* is ready, letting other greenlets run meanwhile.
 
@@ -66,41 +151,3 @@ def gevent_wait_callback(conn: connection, timeout: float | None = None) -> None
     thrown into the waiting greenlet, such as a `gevent.Timeout`. Raise
     `psycopg2.ProgrammingError` in the hub, which must not wait.
     """
-    wait(conn, _wait_socket, timeout)
-
-
-def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
-    if not _in_greenlet():
-        _native.wait_socket(fd, write=write, timeout=timeout)
-        return
-    wait_ready = gevent.socket.wait_write if write else gevent.socket.wait_read
-    if timeout is None:
-        wait_ready(fd)
-    else:
-        wait_ready(fd, timeout, wait_timeout(timeout))
-
-
-def _resolve(host: str) -> list[str]:
-    """Return the addresses of *host*, in the resolver's order."""
-    # _socket is the C module below socket, which gevent never patches.
-    module = gevent.socket if _in_greenlet() else _socket
-    found = module.getaddrinfo(host, None, socket.AF_UNSPEC, socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
-
-
-def _in_greenlet() -> bool:
-    """Return whether there is a loop to wait with, or one may be made, here.
-
-    In the main thread gevent makes a hub when it is first asked for. A native
-    thread that has none must not get one for being in a database's way.
-    """
-    hub = get_hub_if_exists()
-    if hub is None:
-        return _native.is_main_thread()
-    if hub is gevent.getcurrent():
-        msg = (
-            "cannot wait for PostgreSQL in gevent's hub: what a loop's callback "
-            "calls must not block; spawn a greenlet for it"
-        )
-        raise psycopg2.ProgrammingError(msg)
-    return True

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 
 import psycopg2
 import pytest
+import trustme
+import uwsgi_builds
+from environments import build_wheel, environment_with_gunicorn
+from servers import HttpServer, uwsgi
 
 from psycogreen._postgres import Server, postgres
 
@@ -32,6 +39,25 @@ def server() -> Iterator[Server]:
 def dsn(server: Server) -> str:
     """Its connection string."""
     return server.dsn
+
+
+@pytest.fixture
+def active(dsn: str) -> Iterator[Callable[[str], int]]:
+    """Return how many queries like the pattern PostgreSQL is running."""
+    conn = psycopg2.connect(dsn)
+    conn.autocommit = True
+    cursor = conn.cursor()
+
+    def active(pattern: str) -> int:
+        cursor.execute(
+            "select count(*) from pg_stat_activity where state = 'active'"
+            " and pid <> pg_backend_pid() and query like %s",
+            (pattern,),
+        )
+        return cursor.fetchone()[0]
+
+    yield active
+    conn.close()
 
 
 @pytest.fixture
@@ -85,6 +111,44 @@ def distributions(tmp_path_factory):
     return wheel, sdist
 
 
+def authority() -> trustme.CA:
+    """A certificate authority of the tests' own."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def certificate(
+    authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str]:
+    """Options for gunicorn: TLS on this machine."""
+    folder = tmp_path_factory.mktemp("certificate")
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    return f"--certfile={folder / 'cert.pem'}", f"--keyfile={folder / 'key.pem'}"
+
+
+@pytest.fixture(scope="session")
+def tls(authority: trustme.CA) -> ssl.SSLContext:
+    """The client's side of TLS, which trusts that authority."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture(scope="session")
+def python_with_gunicorn(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str | None], str]:
+    """Return the Python of an environment with that major version of gunicorn.
+
+    With ``None`` it is the one that runs the tests.
+    """
+    wheel = cache(lambda: build_wheel(tmp_path_factory.mktemp("wheel")))
+    made = cache(lambda version: environment_with_gunicorn(version, wheel()))
+    return lambda version: made(version) if version else sys.executable
+
+
 def environment(server: Server) -> dict[str, str]:
     """Return the variables by which a process finds the server and the tools."""
     root = TESTS.parent
@@ -98,3 +162,28 @@ def environment(server: Server) -> dict[str, str]:
         "EVENTLET_TESTS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, folders)),
     }
+
+
+@pytest.fixture
+def serve_uwsgi(server: Server) -> Callable[..., AbstractContextManager[HttpServer]]:
+    """`servers.uwsgi` with the build of that name, or skip and say what is missing."""
+
+    def serve(name: str, engine: str | None, *options: str, **env: str):
+        try:
+            build = _find_build(name)
+        except uwsgi_builds.Unavailable as ex:
+            pytest.skip(str(ex))
+        return uwsgi(build, engine, *options, env={"DSN": server.dsn, **env})
+
+    return serve
+
+
+@cache  # each is made, or brought up to date, once
+def _find_build(name: str) -> uwsgi_builds.Build:
+    match name:
+        case "pypi":
+            return uwsgi_builds.current()
+        case "debian":
+            return uwsgi_builds.debian()
+        case version:
+            return uwsgi_builds.other(version)

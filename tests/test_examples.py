@@ -4,8 +4,10 @@ import re
 import sys
 
 import pytest
+import uwsgi_builds
 from load import requests
 from servers import ROOT, HttpServer
+from uwsgi_builds import ENGINES
 
 
 @pytest.mark.parametrize("framework", ["gevent", "eventlet"])
@@ -26,14 +28,17 @@ def test_demo(python, tmp_path, monkeypatch):
     """The demo shows a worker that stands still, and one that does not."""
     monkeypatch.chdir(tmp_path)
     output = python(ROOT / "demo", COLUMNS="200")
-    rows = re.findall(
-        r"│ (psycopg2 as it comes|with psycogreen) +│ +(\d+) of (\d+)", output
-    )
+    rows = re.findall(r"│ (psycopg2 as it comes|with .*?) +│ +(\d+) of (\d+)", output)
+    green = ["with psycogreen"]
+    if uwsgi_builds.built():
+        green += [f"with psycogreen, uWSGI {engine}" for engine in ENGINES]
+    else:
+        assert "make uwsgi builds one" in output
     assert rows == [
         ("psycopg2 as it comes", "50", "50"),
-        ("with psycogreen", "50", "50"),
+        *[(name, "50", "50") for name in green],
         ("psycopg2 as it comes", "0", "21"),
-        ("with psycogreen", "21", "21"),
+        *[(name, "21", "21") for name in green],
     ], output
     assert f"{tmp_path}/timeline.svg" in output
     assert "<svg" in (tmp_path / "timeline.svg").read_text()

@@ -2,12 +2,11 @@
 
 import json
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 
-import psycopg2
 import pytest
 from load import request, requests
+from processes import await_
 from servers import gunicorn
 
 CONF = ("-c", "python:psycogreen.integrations.gunicorn_conf")
@@ -48,33 +47,6 @@ def serve(dsn):
         return gunicorn(app, *options, env={"DSN": dsn, **env})
 
     return serve
-
-
-@pytest.fixture
-def active(dsn):
-    """Return how many queries like the pattern PostgreSQL is running."""
-    conn = psycopg2.connect(dsn)
-    conn.autocommit = True
-    cursor = conn.cursor()
-
-    def active(pattern):
-        cursor.execute(
-            "select count(*) from pg_stat_activity where state = 'active'"
-            " and pid <> pg_backend_pid() and query like %s",
-            (pattern,),
-        )
-        return cursor.fetchone()[0]
-
-    yield active
-    conn.close()
-
-
-def await_(condition, timeout=30):
-    """Wait until the condition holds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -81,6 +81,7 @@ def test_by_name(run, framework):
         status = psycogreen.status()
         assert status == psycogreen.Status(
             framework={framework!r},
+            engine=None,
             callback="psycogreen.{framework}.{framework}_wait_callback",
             monkey_patched=False,
             pid=os.getpid(),
@@ -120,6 +121,7 @@ def test_nothing_to_detect(run):
         except RuntimeError as ex:
             assert "gevent.monkey.patch_all()" in str(ex)
             assert "eventlet.monkey_patch()" in str(ex)
+            assert "uWSGI with an async engine" in str(ex)
         else:
             raise AssertionError
         """
@@ -154,6 +156,42 @@ def test_unknown_framework(run):
             assert "'twisted'" in str(ex) and "'gevent', 'eventlet'" in str(ex)
         else:
             raise AssertionError
+        """
+    )
+
+
+def test_stand_in_for_uwsgi(run):
+    """A module that only bears uWSGI's name is not taken for it."""
+    run(
+        """
+        import sys, types
+        import psycogreen
+        sys.modules["uwsgi"] = types.ModuleType("uwsgi")
+        assert psycogreen.status().engine is None
+        psycogreen.patch_psycopg()
+        assert psycogreen.status().framework == "gevent"
+        """,
+        patched="gevent",
+    )
+
+
+@pytest.mark.parametrize(
+    "call", ["psycogreen.patch_psycopg('uwsgi')", "import psycogreen.uwsgi"]
+)
+def test_uwsgi_elsewhere(run, call):
+    """Where uWSGI is asked for in another process, the error says how to run it."""
+    run(
+        f"""
+        import psycogreen
+        try:
+            {call}
+        except ImportError as ex:
+            assert ex.name == "uwsgi"
+            assert "only in uWSGI's processes" in str(ex), ex
+            assert "--import psycogreen.integrations.uwsgi" in str(ex), ex
+        else:
+            raise AssertionError
+        assert get_wait_callback() is None
         """
     )
 

@@ -1,11 +1,15 @@
 """The distributions: what is in them, and that they install and work."""
 
+import os
+import shutil
 import subprocess
+import sys
 import tarfile
 import venv
 import zipfile
 from pathlib import Path
 
+import pytest
 from conftest import TESTS
 
 import psycogreen
@@ -25,7 +29,8 @@ def test_wheel(distributions):
     names = zipfile.ZipFile(wheel).namelist()
     modules = [*(ROOT / "psycogreen").rglob("*.py"), ROOT / "_psycogreen_plugin.py"]
     assert {str(path.relative_to(ROOT)) for path in modules} <= set(names)
-    assert "psycogreen/py.typed" in names
+    assert {"psycogreen/py.typed", "psycogreen/_ugreen.pyi"} <= set(names)
+    assert not any(name.endswith(".c") for name in names)
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     metadata = next(name for name in names if name.endswith("/METADATA"))
     assert (
@@ -39,7 +44,37 @@ def test_sdist(distributions):
     _, sdist = distributions
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"README.rst", "LICENSE", "pyproject.toml", "psycogreen/py.typed"} <= names
+    assert {
+        "README.rst",
+        "LICENSE",
+        "pyproject.toml",
+        "setup.py",
+        "psycogreen/py.typed",
+        "psycogreen/_ugreen.c",
+    } <= names
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the extension is for Linux")
+@pytest.mark.parametrize("compiler", ["cc", "false"])
+def test_extension_is_optional(distributions, tmp_path, compiler):
+    """The extension is in the wheel if it could be compiled; if not, all else is."""
+    if not shutil.which(compiler):
+        pytest.skip(f"there is no {compiler}")
+    _, sdist = distributions
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", str(sdist)]
+    result = subprocess.run(
+        [*command, "--no-cache-dir", "--wheel-dir", str(tmp_path)],
+        env={**os.environ, "CC": compiler},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    found = [name for name in names if name.startswith("psycogreen/_ugreen.cpython")]
+    assert len(found) == (compiler == "cc")
+    assert "psycogreen/uwsgi.py" in names
 
 
 def test_fresh_install(distributions, tmp_path):

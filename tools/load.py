@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -51,12 +51,24 @@ def requests(
     done: Callable[[], object] = lambda: None,
 ) -> list[Request]:
     """Make *count* requests at once; call *done* as each is answered."""
+    return request_all([url] * count, method=method, timeout=timeout, done=done)
+
+
+def request_all(
+    urls: Sequence[str],
+    at_once: int | None = None,
+    *,
+    method: str = "GET",
+    timeout: float = 60,
+    done: Callable[[], object] = lambda: None,
+) -> list[Request]:
+    """Request each of *urls*, *at_once* at a time (``None``: all of them)."""
     origin = time.monotonic()
 
-    def one(_: int) -> Request:
+    def one(url: str) -> Request:
         result = request(url, method=method, timeout=timeout, origin=origin)
         done()
         return result
 
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(one, range(count)))
+    with ThreadPoolExecutor(at_once or len(urls)) as pool:
+        return list(pool.map(one, urls))

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
+from uwsgi_builds import ENGINES, Build
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -136,15 +138,46 @@ def gunicorn(
 
     *app* is found in examples/, demo/ and tests/apps/.
     """
+    # The package is to be the installed one, not that of the current directory:
+    # -P keeps it out of sys.path, into which gunicorn then puts it.
+    command = [python, "-P", "-m", "gunicorn", "--bind=127.0.0.1:0", *options, app]
+    cwd = ROOT / "tests" / "apps"
+    with HttpServer(*command, env=_variables(env), cwd=cwd) as server:
+        server.await_listening()
+        yield server
+
+
+@contextlib.contextmanager
+def uwsgi(
+    build: Build,
+    engine: str | None,
+    *options: str,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[HttpServer]:
+    """Run uWSGI, with the options of *engine* and psycogreen's integration.
+
+    The *options* name the application, which is found in examples/, demo/ and
+    tests/apps/. If one of them names a configuration file then all else is there.
+    """
+    command = [*build.command(engine), "--http-socket=127.0.0.1:0", *options]
+    if not any(option.startswith("--ini") for option in options):
+        command += ENGINES.get(engine, ())
+        command += ["--disable-logging", "--import=psycogreen.integrations.uwsgi"]
+    # uWSGI imports from the current directory first, and the package in the root
+    # is not the installed one.
+    with HttpServer(*command, env=_variables(env), cwd=ROOT / "tests") as server:
+        [bound] = server.await_line(r"bound to TCP address ([\d.]+):(\d+)")
+        server.address = (bound[1], int(bound[2]))
+        server.await_line("spawned uWSGI worker 1 ")
+        yield server
+
+
+def _variables(env: Mapping[str, str] | None) -> dict[str, str]:
+    """Return *env* with what makes the applications and the tools importable."""
     folders = [
         ROOT / "examples",
         ROOT / "demo",
         ROOT / "tests" / "apps",
         ROOT / "tools",
     ]
-    path = os.pathsep.join(map(str, folders))
-    # -P: not the package of the current directory, but the installed one.
-    command = [python, "-P", "-m", "gunicorn", "--bind=127.0.0.1:0", *options, app]
-    with HttpServer(*command, env={"PYTHONPATH": path, **(env or {})}) as server:
-        server.await_listening()
-        yield server
+    return {"PYTHONPATH": os.pathsep.join(map(str, folders)), **(env or {})}

@@ -107,6 +107,7 @@ def test_error(green, conn):
 
 def test_forgotten_wait(green, conn):
     """A wait that a fork has made forget goes on, and ends without a trace."""
+    set_wait_callback(partial(green.callback, timeout=30))
     task = green.spawn(conn.cursor().execute, "select pg_sleep(0.2)")
     green.sleep(0.05)
     _stats._after_fork()

@@ -9,6 +9,7 @@ from psycopg2.extensions import set_wait_callback
 import psycogreen
 import psycogreen.eventlet
 import psycogreen.gevent
+import psycogreen.uwsgi
 
 assert_type(psycogreen.__version__, str)
 
@@ -19,11 +20,14 @@ psycogreen.gevent.patch_psycopg()
 psycogreen.gevent.patch_psycopg(replace=True)
 psycogreen.eventlet.patch_psycopg()
 psycogreen.eventlet.patch_psycopg(replace=True)
+psycogreen.patch_psycopg("uwsgi")
+psycogreen.uwsgi.patch_psycopg(replace=True)
 psycogreen.unpatch_psycopg()
 
 status = psycogreen.status()
 assert_type(status, psycogreen.Status)
 assert_type(status.framework, str | None)
+assert_type(status.engine, str | None)
 assert_type(status.callback, str | None)
 assert_type(status.monkey_patched, bool)
 assert_type(status.pid, int)
@@ -38,12 +42,23 @@ try:
     psycogreen.gevent.gevent_wait_callback(conn)
     psycogreen.gevent.gevent_wait_callback(conn, timeout=1.5)
     psycogreen.eventlet.eventlet_wait_callback(conn, None)
+    psycogreen.uwsgi.uwsgi_wait_callback(conn)
+    psycogreen.uwsgi.uwsgi_wait_callback(conn, timeout=2)
 except psycogreen.WaitTimeout as ex:
     error: psycopg2.OperationalError = ex
 except psycogreen.PatchConflict as ex:
     conflict: RuntimeError = ex
 
 set_wait_callback(partial(psycogreen.gevent.gevent_wait_callback, timeout=1))
+
+
+@psycogreen.uwsgi.bound_stack
+def application(environ: dict[str, str], start_response: object) -> list[bytes]:
+    """A WSGI callable, which stays what it is."""
+    return []
+
+
+assert_type(application({}, None), list[bytes])
 
 report = psycogreen.check("", framework="gevent", queries=5, seconds=0.1, say=print)
 assert_type(report, psycogreen.CheckReport)

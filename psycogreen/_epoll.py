@@ -1,0 +1,251 @@
+"""The cheapest wait: the sockets of a hub's connections, in one epoll set.
+
+A framework makes a watcher for each wait and drops it afterwards, which costs
+more than the query. Here a socket is put into an epoll set once and stays there
+while its connection lives. The set has a descriptor of its own, and that one is
+all that the framework's loop watches. What makes that safe:
+
+- The set is level-triggered: one ``poll()`` need not empty the socket.
+- A socket on which something happens while nobody waits, because the server
+  has spoken or hung up, leaves the set, lest the loop spin. It is put back by
+  the connection's next wait.
+- Descriptor numbers are used again. An entry is good for the connection object
+  that made it alone, of which it keeps but a weak reference.
+- The kernel drops a closed socket from the set by itself, unless somebody holds
+  a duplicate: then its events go on, under a number that may be another's by
+  now. Whoever is woken for nothing polls once more and waits again, and the set
+  is made anew (`_rebuild`).
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import psycopg2
+from greenlet import greenlet
+from psycopg2.extensions import POLL_READ, POLL_WRITE
+
+from psycogreen._native import original
+from psycogreen._stats import sources
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+CHECK_INTERVAL = 1000
+"""After how many batches of events one is looked at, whether it is true."""
+
+IN_HUB = (
+    "cannot wait for PostgreSQL in the hub: what the loop itself calls "
+    "must not block; spawn a greenlet for it"
+)
+
+BUSY = "another greenlet waits for this connection already"
+
+# Either of them, not both: while it writes, psycopg2 does not read, and a loop
+# that reports what may be read would spin. The numbers are epoll's EPOLLIN and
+# EPOLLOUT, which gevent removes from the select module.
+_EVENTS = {POLL_READ: 1, POLL_WRITE: 4}
+
+
+class HubGone(Exception):
+    """A thread's hub is not the one that it was."""
+
+
+class Loop(Protocol):
+    """What a framework's hub has to offer."""
+
+    switch: Callable[[], object]
+    """Lets the hub run, until it switches back."""
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call *callback* in the hub whenever *fd* can be read; forget former ones."""
+
+    def hold(self) -> None:
+        """Keep the loop running: somebody waits.
+
+        Raise `HubGone` if the thread has another hub by now, and
+        `psycopg2.ProgrammingError` in the hub's own greenlet.
+        """
+
+    def release(self) -> None:
+        """Let the loop end: nobody waits."""
+
+    def forget(self) -> None:
+        """Keep no set for the hub, after a fork: see `EpollSet.abandon`."""
+
+
+class EpollSet:
+    """The sockets of one hub's connections. To be used in the hub's thread only."""
+
+    def __init__(self, loop: Loop) -> None:
+        """Let *loop* watch over a new, empty set."""
+        self.loop = loop
+        self.switch = loop.switch
+        self.waiting = 0
+        """How many greenlets wait."""
+        self.abandoned = False
+        self._thread = _get_ident()
+        self._collected = 0
+        self._epoll = _epoll()
+        loop.watch(self._epoll.fileno(), self._collect)
+        _sets.add(self)
+
+    def entry(self, conn: connection) -> Entry:
+        """Return the entry of *conn*, which is connected; put it in if it is not."""
+        fd = conn.fileno()
+        entry = entries.get(fd)
+        if entry and entry.conn() is conn and entry.epoll_set is self:
+            return entry
+        try:
+            self._epoll.register(fd, _EVENTS[POLL_READ])
+        except FileExistsError:
+            # It was here before another thread's hub had it.
+            self._epoll.modify(fd, _EVENTS[POLL_READ])
+        entry = entries[fd] = Entry(self, self._thread, conn, fd)
+        return entry
+
+    def change(self, entry: Entry, state: int) -> None:
+        """Wait for something else on a socket from now on."""
+        if state not in _EVENTS:
+            raise unknown_state(state)
+        self._epoll.modify(entry.fd, _EVENTS[state])
+        entry.state = state
+
+    def _collect(self) -> None:
+        """Wake whoever waits for a socket that is ready. Called in the hub."""
+        if self.abandoned:
+            return
+        events = self._epoll.poll(0)
+        self._collected += 1
+        if self._collected % CHECK_INTERVAL == 0 and not _are_ready(events):
+            self._rebuild()
+            return
+        get = entries.get
+        for fd, _ in events:
+            entry = get(fd)
+            # Asked anew for each: the one before may have killed this one.
+            if entry is None or entry.epoll_set is not self or entry.waiter is None:
+                self._remove(fd)
+            else:
+                entry.waiter.switch()
+
+    def _remove(self, fd: int) -> None:
+        """Have no more of a socket that nobody waits for here."""
+        entry = entries.get(fd)
+        if entry and entry.epoll_set is self:
+            del entries[fd]
+        try:
+            self._epoll.unregister(fd)
+        except OSError:
+            # Not the socket of this number: one that was closed here and lives on
+            # as a duplicate. By number it cannot be had any more.
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Make the set anew, without the sockets that nobody waits for."""
+        stale = self._epoll
+        self._epoll = _epoll()
+        for entry in self._own_entries():
+            if entry.waiter is None:
+                del entries[entry.fd]  # back with its next wait
+            else:
+                self._epoll.register(entry.fd, _EVENTS[entry.state])
+        self.loop.watch(self._epoll.fileno(), self._collect)
+        stale.close()
+
+    def _own_entries(self) -> list[Entry]:
+        return [entry for entry in list(entries.values()) if entry.epoll_set is self]
+
+    def abandon(self) -> None:
+        """Leave the set to the parent process, in a child that was just forked.
+
+        The kernel's set is the same for both: what the child took out of it would
+        be gone for the parent. The child's copies of the greenlets that wait are
+        not woken any more. What they wait for is the parent's, which reads from
+        the same sockets; nor may their end, when they are collected, reach the
+        server: their descriptors lead nowhere from now on.
+        """
+        self.abandoned = True
+        self.loop.release()
+        self.loop.forget()
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for entry in self._own_entries():
+            del entries[entry.fd]
+            if entry.waiter is not None:
+                os.dup2(nowhere, entry.fd, inheritable=False)
+        os.close(nowhere)
+
+
+class Entry:
+    """A connection's socket in a set."""
+
+    __slots__ = ("conn", "epoll_set", "fd", "since", "state", "thread", "waiter")
+
+    def __init__(
+        self, epoll_set: EpollSet, thread: int, conn: connection, fd: int
+    ) -> None:
+        """Belong to *conn*, until another one has the same descriptor *fd*."""
+        self.epoll_set = epoll_set
+        self.thread = thread
+        self.conn = weakref.ref(conn)
+        self.fd = fd
+        self.state = POLL_READ
+        """What the set waits for on this socket, in psycopg2's terms."""
+        self.waiter: greenlet | None = None
+        self.since = 0.0
+        """When its last wait began."""
+
+
+entries: dict[int, Entry] = {}
+"""The entries of all sets by descriptor. One that is found by its number has to
+be asked whose it is: which connection's, and which thread's."""
+
+
+def unknown_state(state: object) -> psycopg2.OperationalError:
+    """Return the error for what `connection.poll()` should never return."""
+    return psycopg2.OperationalError(f"unknown state from connection.poll(): {state!r}")
+
+
+def _waiting_since() -> list[float]:
+    return [entry.since for entry in list(entries.values()) if entry.waiter is not None]
+
+
+sources.append(_waiting_since)
+
+_sets: weakref.WeakSet[EpollSet] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for epoll_set in list(_sets):
+        epoll_set.abandon()
+    _sets.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def available() -> bool:
+    """Return whether this system has epoll."""
+    try:
+        _epoll().close()
+    except AttributeError:
+        return False
+    return True
+
+
+_get_ident = original("_thread", "get_ident")
+
+
+def _epoll() -> Any:  # noqa: ANN401
+    return original("select", "epoll")()
+
+
+def _are_ready(events: list[tuple[int, int]]) -> bool:
+    """Return whether the sockets that epoll tells of are those of these numbers."""
+    poll = original("select", "poll")()
+    for fd, mask in events:
+        poll.register(fd, mask)
+    return len(poll.poll(0)) == len(events)

@@ -1,0 +1,211 @@
+"""A gunicorn worker that runs on eventlet, with psycopg2 cooperative in it.
+
+    gunicorn -k psycogreen.integrations.eventlet_worker.EventletWorker app:app
+
+It needs no configuration file, and gunicorn 23 or newer, which has no worker
+for eventlet of its own since version 26.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from psycogreen._requirements import require
+
+require("eventlet")
+
+import eventlet
+from eventlet import hubs, patcher
+from eventlet.support.greenlets import GreenletExit
+from eventlet.wsgi import WSGI_LOCAL
+from gunicorn.sock import ssl_context
+from gunicorn.workers.base_async import AsyncWorker
+
+from psycogreen.integrations._eventlet_green import monkey_patch
+from psycogreen.integrations._eventlet_socket import accept, encrypt, green_listener
+from psycogreen.integrations._gunicorn import prepare_worker
+
+if TYPE_CHECKING:
+    from eventlet.greenio import GreenSocket
+    from eventlet.greenthread import GreenThread
+
+    from psycogreen.integrations._eventlet_socket import Client
+
+__all__ = ["EventletWorker"]
+
+# Seconds between two signs of life: half of gunicorn's shortest --timeout.
+_HEARTBEAT = 0.5
+
+
+class EventletWorker(AsyncWorker):
+    """A worker that serves each client in a greenthread.
+
+    It monkey-patches its own process, never gunicorn's master, and installs
+    eventlet's wait callback, once, also together with
+    ``psycogreen.integrations.gunicorn_conf``. Raise `psycogreen.PatchConflict`
+    on start if another callback is installed.
+
+    ``worker_connections`` limits the clients served at a time, over all bound
+    sockets together; further ones wait in the kernel, where another worker may
+    take them.
+    """
+
+    sockets: list[GreenSocket]
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Take what gunicorn gives each worker; this runs in the master."""
+        super().__init__(*args, **kwargs)
+        self._slots = eventlet.Semaphore(self.worker_connections)
+        self._serving: set[GreenThread] = set()
+        self._asked_for: deque[Callable[[], None]] = deque()
+        self._tls: ssl.SSLContext | None = None
+
+    def init_process(self) -> None:
+        """Make the process green, then go on as gunicorn does (this runs the worker)."""
+        # Until gunicorn's handlers are in place a signal to stop would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
+        prepare_worker(self, "eventlet")
+        late = self.cfg.preload_app and not patcher.is_monkey_patched("thread")
+        if late:
+            self.log.warning(
+                "psycogreen: --preload has imported the application before eventlet "
+                "could monkey-patch it: its threading.local() objects are shared by "
+                "all requests, its threading.Lock() objects stop the worker when one "
+                "request waits for another: do without --preload"
+            )
+        monkey_patch(preloaded=late)
+        self.sockets = [green_listener(bound) for bound in self.sockets]
+        super().init_process()
+
+    def init_signals(self) -> None:
+        """Install gunicorn's handlers and let in the signals that came meanwhile."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
+
+    def run(self) -> None:
+        """Serve until told to stop, or until the arbiter is gone; then finish."""
+        if self.cfg.is_ssl:
+            self._tls = ssl_context(self.cfg)
+        acceptors = [eventlet.spawn(self._accept, each) for each in self.sockets]
+        while self.alive and not self._orphaned():
+            self._wait_for_signal(_HEARTBEAT)
+        for acceptor in acceptors:
+            acceptor.kill()
+        for each in self.sockets:
+            each.close()
+        self._finish()
+
+    def _orphaned(self) -> bool:
+        if self.ppid == os.getppid():
+            return False
+        self.log.info("Parent changed, shutting down: %s", self)
+        return True
+
+    def _wait_for_signal(self, seconds: float) -> None:
+        """Let the others run for *seconds*, or until a signal; do what it asks for."""
+        self.notify()
+        # Python writes to this pipe upon each signal. The read is a green one.
+        with eventlet.Timeout(seconds, False):
+            os.read(self.PIPE[0], 4096)
+        while self._asked_for:
+            self._asked_for.popleft()()
+
+    def _finish(self) -> None:
+        """Wait for the requests in flight, as long as gunicorn allows; kill the rest."""
+        self._wait_for_clients(self.cfg.graceful_timeout)
+        if self._serving:
+            self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
+            for greenthread in list(self._serving):
+                greenthread.kill()
+            self._wait_for_clients(1.0)  # a rollback, for example
+
+    def _wait_for_clients(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._serving and time.monotonic() < deadline:
+            self._wait_for_signal(0.1)
+
+    def _accept(self, listener: GreenSocket) -> None:
+        """Serve the clients of *listener*, each in a greenthread, until killed."""
+        while True:
+            # One at a time and no slot taken in vain: between any two the other
+            # workers have their chance.
+            hubs.trampoline(listener, read=True)
+            self._slots.acquire()
+            try:
+                client, address = accept(listener)
+            except OSError as ex:
+                self._slots.release()
+                self._not_accepted(ex)
+            else:
+                self._serve(listener, client, address)
+
+    def _not_accepted(self, ex: OSError) -> None:
+        # Another worker was faster, or the client has left already.
+        if isinstance(ex, BlockingIOError | ConnectionAbortedError):
+            return
+        self.log.error("psycogreen: cannot accept a client: %s", ex)
+        eventlet.sleep(1.0)  # out of file descriptors, for example: it may pass
+
+    def _serve(self, listener: GreenSocket, client: Client, address: object) -> None:
+        greenthread = eventlet.spawn(self.handle, listener, client, address)
+        self._serving.add(greenthread)
+        greenthread.link(self._served)
+
+    def _served(self, greenthread: GreenThread) -> None:
+        self._serving.discard(greenthread)
+        self._slots.release()
+
+    def handle(self, listener: GreenSocket, client: Client, addr: object) -> None:
+        """Serve *client* until one of the two sides closes."""
+        client.setblocking(True)  # whatever socket.setdefaulttimeout() says
+        if self._tls:
+            # The handshake may take as long as gunicorn waits for a request.
+            limit = self.cfg.keepalive or None
+            try:
+                client = encrypt(
+                    client, self._tls, limit, self.cfg.suppress_ragged_eofs
+                )
+            except OSError as ex:
+                self.log.debug("TLS handshake with %s failed: %s", addr, ex)
+                return
+        super().handle(listener, client, addr)
+
+    def timeout_ctx(self) -> eventlet.Timeout:
+        """Return the time limit of the wait for a request, which ends it silently."""
+        return eventlet.Timeout(self.cfg.keepalive or None, False)
+
+    def is_already_handled(self, respiter: object) -> bool:
+        """Return whether the application has answered on the socket by itself.
+
+        Raise `StopIteration`, which ends the connection, if it was
+        `eventlet.websocket` that did.
+        """
+        if getattr(WSGI_LOCAL, "already_handled", False):
+            raise StopIteration
+        return bool(super().is_already_handled(respiter))
+
+    def handle_error(
+        self, req: object, client: object, addr: object, exc: BaseException
+    ) -> None:
+        """Answer with an error page, unless the greenthread was killed."""
+        if not isinstance(exc, GreenletExit):
+            super().handle_error(req, client, addr, exc)
+
+    # A signal finds the process in any greenthread, or between two in the hub,
+    # where nothing may wait. So it only leaves a note for run().
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        """Have run() quit at once."""
+        self._asked_for.append(partial(super().handle_quit, sig, frame))
+
+    def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
+        """Have run() reopen the log files."""
+        self._asked_for.append(partial(super().handle_usr1, sig, frame))

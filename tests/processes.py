@@ -1,0 +1,48 @@
+"""Processes as Linux sees them."""
+
+import re
+import time
+from pathlib import Path
+
+
+def worker_pid(server):
+    """Return the process id of gunicorn's one worker."""
+    [booting] = server.await_line(r"\[(\d+)\] \[INFO\] Booting worker")
+    return int(booting[1])
+
+
+def open_files(pid):
+    """Return how many file descriptors a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def memory(pid):
+    """Return the bytes of memory a process has now; forget its peak so far."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return _status(pid, "VmRSS")
+
+
+def peak_memory(pid):
+    """Return the most bytes of memory a process has had."""
+    return _status(pid, "VmHWM")
+
+
+def _status(pid, name):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024
+
+
+def runs(pid):
+    """Return whether a process runs; one that has ended but is not reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def await_(condition, timeout=30):
+    """Wait until the condition holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
