@@ -14,6 +14,8 @@ html_theme = "furo"
 html_title = f"psycogreen {release}"
 html_copy_source = False
 
+# There is none outside uWSGI's processes.
+autodoc_mock_imports = ["uwsgi", "uwsgidecorators"]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 
@@ -21,7 +23,10 @@ autodoc_typehints_format = "short"
 # Sphinx would have to fetch their lists of names.
 default_role = "py:obj"
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!psycogreen\.).*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!psycogreen\.).*"),
+    ("py:class", r"psycogreen\.uwsgi\.[PR]"),  # type variables
+]
 
 # Pages that may be left out of a build, with the links to them.
 _OPTIONAL = ("benchmarks", "contributing", "copy", "eventlet", "faults", "uwsgi")
