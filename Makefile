@@ -5,7 +5,7 @@ BIN = .venv/bin
 SOURCES = pyproject.toml setup.py _psycogreen_plugin.py \
     $(shell find psycogreen -type f -not -name '*.pyc')
 
-.PHONY: demo uwsgi test docs lint format build clean
+.PHONY: demo uwsgi test test-matrix docs lint format build clean
 
 demo: .venv/demo
 	PYTHONPATH=tools $(BIN)/python demo
@@ -17,6 +17,10 @@ uwsgi: .venv/demo
 # The tests import the package as it is installed, never this folder's.
 test: .venv/test
 	$(BIN)/pytest
+
+# With the oldest and the newest libraries, on each Python that is found.
+test-matrix: .venv/matrix
+	$(BIN)/nox
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -39,7 +43,7 @@ build: .venv/test
 
 # An extra's stamp. The package itself is always built anew: pip takes an
 # installed one of the same version for up to date.
-.venv/demo .venv/docs .venv/test: $(SOURCES) | .venv
+.venv/demo .venv/docs .venv/matrix .venv/test: $(SOURCES) | .venv
 	$(BIN)/pip install --quiet '.[$(@F)]'
 	$(BIN)/pip install --quiet --no-deps --force-reinstall .
 	touch $@
