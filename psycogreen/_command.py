@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         "PostgreSQL, and watch the loop meanwhile. The exit status is 0 if it is "
         "cooperative, 1 if it is BLOCKING, 2 if it could not be checked.",
     )
+    _add_options(command)
+    return parser
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "dsn",
         nargs="?",
@@ -101,7 +106,6 @@ def _parser() -> argparse.ArgumentParser:
         help="how long each query waits in PostgreSQL (default: %(default)s)",
     )
     command.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
 
 
 def _positive(number: type[int | float]) -> Callable[[str], float]:

@@ -53,8 +53,9 @@ def waits() -> int:
 
 def ages() -> list[float]:
     """Return how long each of the waits under way has lasted, in seconds."""
+    begun = [since for source in sources for since in source()]
     now = time.monotonic()
-    return [now - since for source in sources for since in source()]
+    return [now - since for since in begun]
 
 
 def is_interruption(ex: BaseException) -> bool:

@@ -17,6 +17,18 @@ PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
 # Pages whose code needs a server's own process; the server's tests run it.
 ELSEWHERE = {"uwsgi.rst": "test_uwsgi.py"}
 
+# What a page's code takes for granted.
+GIVEN = {
+    "copy.rst": """
+from gevent import monkey; monkey.patch_all()
+import psycogreen; psycogreen.patch_psycopg()
+import psycopg2
+connection = psycopg2.connect("")
+cursor = connection.cursor()
+cursor.execute("create temporary table numbers (n int, name text)")
+"""
+}
+
 
 def code_blocks(path, language):
     """Return the blocks of a language in a reStructuredText file."""
@@ -35,7 +47,7 @@ def libpq(server):
 
 
 BLOCKS = [
-    pytest.param(block, id=f"{path.name}-{n}")
+    pytest.param(GIVEN.get(path.name, "") + block, id=f"{path.name}-{n}")
     for path in PAGES
     if path.name not in ELSEWHERE
     for n, block in enumerate(code_blocks(path, "python"))
