@@ -2,9 +2,10 @@
 # python3 is older than 3.11: make PYTHON=python3.12 ...
 PYTHON = python3
 BIN = .venv/bin
-SOURCES = pyproject.toml setup.py $(shell find psycogreen -type f -not -name '*.pyc')
+SOURCES = pyproject.toml setup.py _psycogreen_plugin.py \
+    $(shell find psycogreen -type f -not -name '*.pyc')
 
-.PHONY: demo uwsgi test faults lint format build clean
+.PHONY: demo uwsgi test test-matrix faults docs lint format build clean
 
 demo: .venv/demo
 	PYTHONPATH=tools $(BIN)/python demo
@@ -17,6 +18,10 @@ uwsgi: .venv/demo
 test: .venv/test
 	$(BIN)/pytest
 
+# With the oldest and the newest libraries, on each Python that is found.
+test-matrix: .venv/matrix
+	$(BIN)/nox
+
 # Every fault, with psycogreen here and with 1.0.2: docs/faults-table.rst
 faults: .venv/test
 	PYTHONPATH=tests:tools $(BIN)/python -P tests/faults/table.py
@@ -25,6 +30,10 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	@echo build/docs/index.html
 
 format: .venv/test
 	$(BIN)/ruff check --fix .
@@ -38,7 +47,7 @@ build: .venv/test
 
 # An extra's stamp. The package itself is always built anew: pip takes an
 # installed one of the same version for up to date.
-.venv/demo .venv/test: $(SOURCES) | .venv
+.venv/demo .venv/docs .venv/matrix .venv/test: $(SOURCES) | .venv
 	$(BIN)/pip install --quiet '.[$(@F)]'
 	$(BIN)/pip install --quiet --no-deps --force-reinstall .
 	touch $@

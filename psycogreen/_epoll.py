@@ -29,6 +29,7 @@ from greenlet import greenlet
 from psycopg2.extensions import POLL_READ, POLL_WRITE
 
 from psycogreen._native import original
+from psycogreen._stats import sources
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -181,7 +182,7 @@ class EpollSet:
 class Entry:
     """A connection's socket in a set."""
 
-    __slots__ = ("conn", "epoll_set", "fd", "state", "thread", "waiter")
+    __slots__ = ("conn", "epoll_set", "fd", "since", "state", "thread", "waiter")
 
     def __init__(
         self, epoll_set: EpollSet, thread: int, conn: connection, fd: int
@@ -194,6 +195,8 @@ class Entry:
         self.state = POLL_READ
         """What the set waits for on this socket, in psycopg2's terms."""
         self.waiter: greenlet | None = None
+        self.since = 0.0
+        """When its last wait began."""
 
 
 entries: dict[int, Entry] = {}
@@ -205,6 +208,12 @@ def unknown_state(state: object) -> psycopg2.OperationalError:
     """Return the error for what `connection.poll()` should never return."""
     return psycopg2.OperationalError(f"unknown state from connection.poll(): {state!r}")
 
+
+def _waiting_since() -> list[float]:
+    return [entry.since for entry in list(entries.values()) if entry.waiter is not None]
+
+
+sources.append(_waiting_since)
 
 _sets: weakref.WeakSet[EpollSet] = weakref.WeakSet()
 

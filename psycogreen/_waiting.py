@@ -29,8 +29,8 @@ from psycogreen._epoll import (
     entries,
     unknown_state,
 )
-from psycogreen._errors import WaitTimeout
 from psycogreen._native import SocketWait
+from psycogreen._stats import begin, is_interruption, note_interruption, under_way
 
 get_ident = _native.original("_thread", "get_ident")
 WaitCallback = TypeVar("WaitCallback", bound=Callable[..., None])
@@ -91,6 +91,7 @@ def _wait_callback(  # noqa: C901
         epoll_set = entry.epoll_set
         # By a name of its own: calling an attribute that is no method is slower.
         switch = epoll_set.switch
+        entry.since = begin()
         try:
             while state != POLL_OK:
                 if state != entry.state:
@@ -118,7 +119,7 @@ def _wait_callback(  # noqa: C901
                 raise psycopg2.ProgrammingError(IN_HUB) from ex
             # After a fork, the query is the parent's.
             if not epoll_set.abandoned:
-                _interrupted(conn, framework, ex)
+                _interrupted(conn, framework, ex, entry.since)
             raise
 
     return wait
@@ -150,18 +151,21 @@ def _wait_answered(
     conn: connection, state: int, framework: Framework, timeout: float | None
 ) -> None:
     forks = _native.forks
+    since = begin()
     try:
-        _wait_socket(conn, state, framework.wait_socket, timeout)
+        _wait_socket(conn, state, framework.wait_socket, timeout, since)
     except BaseException as ex:
         if forks == _native.forks:
-            _interrupted(conn, framework, ex)
+            _interrupted(conn, framework, ex, since)
         raise
 
 
-def _interrupted(conn: connection, framework: Framework, ex: BaseException) -> None:
+def _interrupted(
+    conn: connection, framework: Framework, ex: BaseException, since: float
+) -> None:
     """Cancel the query, if it was interrupted by *ex*."""
-    # An error of psycopg2's is the query's own end, unless it is our limit.
-    if isinstance(ex, WaitTimeout) or not isinstance(ex, psycopg2.Error):
+    if is_interruption(ex):
+        note_interruption(conn, ex, since)
         cancel(conn, framework.wait_socket, ex)
 
 
@@ -169,9 +173,12 @@ def _wait_connected(
     conn: connection, state: int, framework: Framework, timeout: float | None
 ) -> None:
     wait_socket = ConnectWait(conn, framework.wait_socket)
+    since = begin()
     try:
-        _wait_socket(conn, state, wait_socket, timeout)
+        _wait_socket(conn, state, wait_socket, timeout, since)
     except BaseException as ex:
+        if is_interruption(ex):
+            note_interruption(conn, ex, since)
         if isinstance(ex, psycopg2.OperationalError):
             wait_socket.complete(ex)
         # psycopg2 leaves the socket open until the connection is collected, and
@@ -182,13 +189,22 @@ def _wait_connected(
 
 
 def _wait_socket(
-    conn: connection, state: int, wait_socket: SocketWait, timeout: float | None
+    conn: connection,
+    state: int,
+    wait_socket: SocketWait,
+    timeout: float | None,
+    since: float,
 ) -> None:
     """Wait with the framework's own wait: slower, but it can do anything."""
-    while state != POLL_OK:
-        if state not in (POLL_READ, POLL_WRITE):
-            raise unknown_state(state)
-        # Ask for the descriptor each time: while it connects, libpq may move on
-        # to another socket (the next host, or plain text after refused SSL).
-        wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=timeout)
-        state = conn.poll()
+    under_way[conn] = since
+    try:
+        while state != POLL_OK:
+            if state not in (POLL_READ, POLL_WRITE):
+                raise unknown_state(state)
+            # Ask for the descriptor each time: while it connects, libpq may move on
+            # to another socket (the next host, or plain text after refused SSL).
+            wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=timeout)
+            state = conn.poll()
+    finally:
+        # Gone already if a fork has forgotten it.
+        under_way.pop(conn, None)

@@ -101,6 +101,24 @@ def python(server: Server) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
+def distributions(tmp_path_factory):
+    """The wheel, built from the sdist, and the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--outdir",
+        str(folder),
+        str(TESTS.parent),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    [wheel] = folder.glob("*.whl")
+    [sdist] = folder.glob("*.tar.gz")
+    return wheel, sdist
+
+
 def authority() -> trustme.CA:
     """A certificate authority of the tests' own."""
     return trustme.CA()
