@@ -2,9 +2,11 @@
 # python3 is older than 3.11: make PYTHON=python3.12 ...
 PYTHON = python3
 BIN = .venv/bin
-SOURCES = pyproject.toml setup.py $(shell find psycogreen -type f -not -name '*.pyc')
+SOURCES = pyproject.toml setup.py _psycogreen_plugin.py \
+    $(shell find psycogreen -type f -not -name '*.pyc')
 
-.PHONY: demo uwsgi test lint instructions check-instructions record-instructions format build clean
+.PHONY: demo uwsgi test test-matrix faults docs lint format build clean \
+    instructions check-instructions record-instructions
 
 demo: .venv/demo
 	PYTHONPATH=tools $(BIN)/python demo
@@ -17,21 +19,20 @@ uwsgi: .venv/demo
 test: .venv/test
 	$(BIN)/pytest
 
+# With the oldest and the newest libraries, on each Python that is found.
+test-matrix: .venv/matrix
+	$(BIN)/nox
+
+# Every fault, with psycogreen here and with 1.0.2: docs/faults-table.rst
+faults: .venv/test
+	PYTHONPATH=tests:tools $(BIN)/python -P tests/faults/table.py
+
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What a query costs, counted by valgrind. After a change that is meant to make it
-# dearer or cheaper, the figures that the check compares with are recorded anew.
-instructions: .venv/bench
-	$(BIN)/python benchmarks/instructions.py
-
-check-instructions: .venv/test
-	$(BIN)/python benchmarks/instructions.py --check
-
-record-instructions: .venv/test
-	$(BIN)/python benchmarks/instructions.py --record
+.venv/bench .venv/demo .venv/docs .venv/matrix .venv/test: $(SOURCES) | .venv
 
 format: .venv/test
 	$(BIN)/ruff check --fix .
@@ -45,7 +46,7 @@ build: .venv/test
 
 # An extra's stamp. The package itself is always built anew: pip takes an
 # installed one of the same version for up to date.
-.venv/bench .venv/demo .venv/test: $(SOURCES) | .venv
+.venv/bench .venv/demo .venv/docs .venv/matrix .venv/test: $(SOURCES) | .venv
 	$(BIN)/pip install --quiet '.[$(@F)]'
 	$(BIN)/pip install --quiet --no-deps --force-reinstall .
 	touch $@

@@ -17,17 +17,20 @@ except ModuleNotFoundError as ex:
     raise ImportError(msg, name="psycopg2") from ex
 
 from psycogreen._blocking import blocking
+from psycogreen._check import CheckReport, check
 from psycogreen._errors import PatchConflict, WaitTimeout
 from psycogreen._install import Status, patch_psycopg, status, unpatch_psycopg
 
 __version__ = "2.0.0.dev0"
 
 __all__ = [
+    "CheckReport",
     "PatchConflict",
     "Status",
     "WaitTimeout",
     "__version__",
     "blocking",
+    "check",
     "patch_psycopg",
     "status",
     "unpatch_psycopg",

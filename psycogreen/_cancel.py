@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import atexit
 import functools
-import logging
 import time
 from typing import TYPE_CHECKING, Any
 
 from psycogreen._errors import WaitTimeout
 from psycogreen._native import original, start_thread
 from psycogreen._offload import in_thread
+from psycogreen._stats import logger, totals
 
 if TYPE_CHECKING:
     import ctypes
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from psycogreen._native import SocketWait
-
-logger = logging.getLogger("psycogreen")
 
 CANCEL_WAIT = 1.0
 """Seconds that an interrupted wait goes on for its cancel request, at the most;
@@ -85,7 +83,9 @@ class _Request:
 
         error = ctypes.create_string_buffer(256)  # PQcancel()'s recommended size
         try:
-            if not self._libpq.PQcancel(self._request, error, len(error)):
+            if self._libpq.PQcancel(self._request, error, len(error)):
+                totals.cancelled += 1
+            else:
                 self.log_failure(error.value.decode(errors="replace").strip())
         finally:
             self._libpq.PQfreeCancel(self._request)

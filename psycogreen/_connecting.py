@@ -133,6 +133,19 @@ def _hosts(parameters: Mapping[str, str]) -> list[_Host]:
     return [_Host(*row) for row in zip(*columns, strict=True)]
 
 
+def named_hosts(parameters: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the host names among the parameters of a connection, with their address.
+
+    The address is empty where libpq has to resolve the name.
+    """
+    rows = itertools.zip_longest(
+        parameters.get("host", "").split(","),
+        parameters.get("hostaddr", "").split(","),
+        fillvalue="",
+    )
+    return [(host, address) for host, address in rows if _Host(host, "", "").is_name]
+
+
 class _Attempt:
     """The attempt to connect to one of several hosts."""
 

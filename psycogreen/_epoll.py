@@ -29,6 +29,7 @@ from psycopg2.extensions import POLL_READ, POLL_WRITE
 
 from psycogreen._hot import BaseSet, Entry, entries
 from psycogreen._native import original
+from psycogreen._stats import sources
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -171,6 +172,12 @@ def unknown_state(state: object) -> psycopg2.OperationalError:
     """Return the error for what `connection.poll()` should never return."""
     return psycopg2.OperationalError(f"unknown state from connection.poll(): {state!r}")
 
+
+def _waiting_since() -> list[float]:
+    return [entry.since for entry in list(entries.values()) if entry.waiter is not None]
+
+
+sources.append(_waiting_since)
 
 _sets: weakref.WeakSet[EpollSet] = weakref.WeakSet()
 

@@ -5,26 +5,35 @@ The two modules have the same names and the same behaviour.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-PURE_VARIABLE = "PSYCOGREEN_PURE"
-"""The environment variable that forces Python, if it is set to anything."""
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from psycogreen import _pure
+
+
+def _load() -> ModuleType:
+    """Return the twin that is to be used: ``PSYCOGREEN_PURE=1`` forces Python."""
+    if not os.environ.get("PSYCOGREEN_PURE"):
+        with contextlib.suppress(ImportError):
+            return import_module("psycogreen._speedups")
+    return import_module("psycogreen._pure")
+
 
 if TYPE_CHECKING:
-    from psycogreen._pure import CHECK_INTERVAL, BaseSet, Entry, entries, make_wait
-
-    speedups: bool
+    _twin = _pure
 else:
-    try:
-        if os.environ.get(PURE_VARIABLE):
-            raise ImportError(PURE_VARIABLE)
-        from psycogreen._speedups import CHECK_INTERVAL, BaseSet, Entry, entries, make_wait
+    _twin = _load()
 
-        speedups = True
-    except ImportError:
-        from psycogreen._pure import CHECK_INTERVAL, BaseSet, Entry, entries, make_wait
+CHECK_INTERVAL = _twin.CHECK_INTERVAL
+BaseSet = _twin.BaseSet
+Entry = _twin.Entry
+entries = _twin.entries
+make_wait = _twin.make_wait
 
-        speedups = False
-
-__all__ = ["CHECK_INTERVAL", "BaseSet", "Entry", "entries", "make_wait", "speedups"]
+compiled = _twin.__name__ == "psycogreen._speedups"
+"""Whether it is the one in C."""

@@ -15,9 +15,10 @@ from importlib import import_module
 
 from psycopg2.extensions import get_wait_callback
 
-from psycogreen import _blocking, _cancel, _connecting
+from psycogreen import _blocking, _cancel, _connecting, _hot, _stats
 from psycogreen._engine import engine
 from psycogreen._errors import PatchConflict
+from psycogreen._stats import logger
 
 FRAMEWORKS = ("gevent", "eventlet", "uwsgi")
 
@@ -56,6 +57,28 @@ class Status:
 
     cancel_interrupted: bool
     """Whether a query is cancelled on the server when its wait is interrupted."""
+
+    compiled: bool
+    """Whether the wait runs in C; else in Python, because it was not compiled or the
+    environment has ``PSYCOGREEN_PURE=1``."""
+
+    waiting: int
+    """How many connections are waited for now."""
+
+    longest_wait: float
+    """How long the oldest of these waits has lasted, in seconds; 0 if there is none."""
+
+    waits: int
+    """How many waits have begun in this process since it began or was forked: one for
+    each query, commit, connection attempt."""
+
+    timed_out: int
+    """How many of them took longer than the callback's *timeout*, or than
+    ``connect_timeout``."""
+
+    cancelled: int
+    """How many interrupted queries the server was asked to cancel, and has taken
+    the request."""
 
 
 def patch_psycopg(
@@ -111,6 +134,7 @@ def unpatch_psycopg() -> None:
     if _owner(_blocking.get_callback(), _OWN):
         _blocking.set_callback(None)
         _connecting.remove()
+        logger.info("wait callback removed")
 
 
 def status() -> Status:
@@ -119,6 +143,7 @@ def status() -> Status:
     framework = _owner(callback, _OWN | _BUILTIN)
     patched = monkey_patched()
     connect = _connecting.installed()
+    ages = _stats.ages()
     return Status(
         framework=framework,
         engine=engine(),
@@ -127,6 +152,12 @@ def status() -> Status:
         pid=os.getpid(),
         resolve_hosts=bool(callback and connect and connect.resolve),
         cancel_interrupted=bool(_owner(callback, _OWN) and _cancel.enabled),
+        compiled=_hot.compiled,
+        waiting=len(ages),
+        longest_wait=max(ages, default=0.0),
+        waits=_stats.waits(),
+        timed_out=_stats.totals.timed_out,
+        cancelled=_stats.totals.cancelled,
     )
 
 
@@ -143,18 +174,22 @@ def install(
     installed = _owner(current, _OWN) == wanted
     if installed and _connecting.installed():
         return
-    if not (
-        current is None or installed or _owner(current, _BUILTIN) == wanted or replace
-    ):
-        msg = (
-            f"psycopg2 already waits with {_name(current)}, not with {_name(callback)}: "
-            f"remove the call that installs the other, or pass replace=True to take over"
-        )
-        raise PatchConflict(msg)
+    builtin = _owner(current, _BUILTIN) == wanted
+    if not (current is None or installed or builtin):
+        if not replace:
+            msg = (
+                f"psycopg2 already waits with {_name(current)}, not with "
+                f"{_name(callback)}: remove the call that installs the other, or pass "
+                f"replace=True to take over"
+            )
+            logger.warning(msg)
+            raise PatchConflict(msg)
+        logger.warning("wait callback %s replaced", _name(current))
     if not installed:
         _blocking.set_callback(callback)
     _connecting.install(resolve)
     _cancel.enabled = cancel_interrupted
+    logger.info("%s wait callback installed", wanted)
 
 
 def monkey_patched() -> list[str]:

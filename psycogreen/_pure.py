@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from greenlet import getcurrent
 from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE
 
 from psycogreen import _native
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 CHECK_INTERVAL = 1000
 """After how many batches of events one is looked at, whether it is true."""
+
+# uWSGI's uGreen never waits here, and needs no greenlet.
+with contextlib.suppress(ModuleNotFoundError):
+    from greenlet import getcurrent
 
 get_ident = _native.original("_thread", "get_ident")
 
@@ -70,7 +74,7 @@ class BaseSet:
 class Entry:
     """A connection's socket in a set."""
 
-    __slots__ = ("conn", "epoll_set", "fd", "state", "thread", "waiter")
+    __slots__ = ("conn", "epoll_set", "fd", "since", "state", "thread", "waiter")
 
     def __init__(
         self, epoll_set: EpollSet, thread: int, conn: connection, fd: int
@@ -83,6 +87,8 @@ class Entry:
         self.state = POLL_READ
         """What the set waits for on this socket, in psycopg2's terms."""
         self.waiter: greenlet | None = None
+        self.since = 0.0
+        """When its last wait began."""
 
 
 entries: dict[int, Entry] = {}
@@ -90,19 +96,21 @@ entries: dict[int, Entry] = {}
 be asked whose it is: which connection's, and which thread's."""
 
 
-def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
+def make_wait(  # noqa: C901
+    begin: Callable[[], float], find_entry: FindEntry, failed: Failed
+) -> Wait:
     """Return the callback: the loop that waits for queries.
 
     It runs for every query, and what it costs is what being green costs. So it is
     one function: the usual case straight through, everything else elsewhere.
 
-    *find_entry* returns the entry of a connection that has none here, or has done
+    *begin* is called for each wait and returns the time. *find_entry* returns the
     the waiting otherwise if it returns ``None``. It raises for a state that is
     unknown. *failed* is called with what ends a wait, while that is being handled;
     it returns whether to wait anew instead.
     """
 
-    def wait(conn: connection, timeout: float | None = None) -> None:  # noqa: C901
+    def wait(conn: connection, timeout: float | None = None) -> None:
         state = conn.poll()
         if state == POLL_OK:
             return
@@ -120,6 +128,7 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
         epoll_set = entry.epoll_set
         # By a name of its own: calling an attribute that is no method is slower.
         switch = epoll_set.switch
+        entry.since = begin()
         try:
             while state != POLL_OK:
                 if state != entry.state or entry.waiter is not None:

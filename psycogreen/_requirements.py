@@ -25,9 +25,15 @@ def require(name: str) -> None:
         msg = f"{name} is not installed; psycogreen needs {needed} or newer: {remedy}"
         raise ImportError(msg, name=name) from ex
     found = module.__version__
-    if _release(found) < _release(needed):
+    if newer_needed(name, found):
         msg = f"{name} {found} is too old; psycogreen needs {needed} or newer: {remedy}"
         raise ImportError(msg, name=name)
+
+
+def newer_needed(name: str, version: str) -> str | None:
+    """Return the version of *name* that is needed, if *version* is older."""
+    needed = _MINIMUM[name]
+    return needed if _release(version) < _release(needed) else None
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -57,6 +57,7 @@ typedef struct {
     Set *epoll_set;
     PyObject *conn; /* a weak reference */
     PyObject *waiter;
+    PyObject *since; /* what begin() has returned */
     unsigned long thread;
     int fd;
     int state;
@@ -65,6 +66,7 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     PyObject *dict; /* functools.wraps() writes into it */
+    PyObject *begin;
     PyObject *find_entry;
     PyObject *failed;
 } Wait;
@@ -93,6 +95,11 @@ entry_init(Entry *self, PyObject *args, PyObject *kwargs)
         return -1;
     }
     self->state = POLL_READ;
+    Py_XSETREF(self->since, PyFloat_FromDouble(0.0));
+    if (!self->since) {
+        Py_DECREF(reference);
+        return -1;
+    }
     Py_XSETREF(self->conn, reference);
     Py_INCREF(epoll_set);
     Py_XSETREF(self->epoll_set, (Set *)epoll_set);
@@ -115,6 +122,7 @@ entry_clear(Entry *self)
     Py_CLEAR(self->epoll_set);
     Py_CLEAR(self->conn);
     Py_CLEAR(self->waiter);
+    Py_CLEAR(self->since);
     return 0;
 }
 
@@ -139,6 +147,7 @@ static PyMemberDef entry_members[] = {
     {"epoll_set", T_OBJECT_EX, offsetof(Entry, epoll_set), READONLY, NULL},
     {"conn", T_OBJECT_EX, offsetof(Entry, conn), READONLY, NULL},
     {"waiter", T_OBJECT, offsetof(Entry, waiter), READONLY, NULL},
+    {"since", T_OBJECT_EX, offsetof(Entry, since), READONLY, NULL},
     {"thread", T_ULONG, offsetof(Entry, thread), READONLY, NULL},
     {"fd", T_INT, offsetof(Entry, fd), READONLY, NULL},
     {"state", T_INT, offsetof(Entry, state), 0, NULL},
@@ -562,6 +571,7 @@ wait_for(State *state, Wait *self, PyObject *conn, PyObject *timeout)
     int code;
     PyObject *result = NULL;
     PyObject *wanted = poll_connection(state, conn, &code);
+    PyObject *since;
     Entry *entry = NULL;
 
     if (!wanted || code == POLL_OK) {
@@ -584,6 +594,13 @@ wait_for(State *state, Wait *self, PyObject *conn, PyObject *timeout)
         }
         Py_RETURN_NONE;
     }
+    since = PyObject_CallNoArgs(self->begin);
+    if (!since) {
+        Py_DECREF(wanted);
+        Py_DECREF(entry);
+        return NULL;
+    }
+    Py_SETREF(entry->since, since);
     if (wait_until_ok(state, conn, entry, wanted, code) == 0) {
         result = Py_NewRef(Py_None);
     }
@@ -620,6 +637,7 @@ wait_traverse(Wait *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->dict);
+    Py_VISIT(self->begin);
     Py_VISIT(self->find_entry);
     Py_VISIT(self->failed);
     return 0;
@@ -629,6 +647,7 @@ static int
 wait_clear(Wait *self)
 {
     Py_CLEAR(self->dict);
+    Py_CLEAR(self->begin);
     Py_CLEAR(self->find_entry);
     Py_CLEAR(self->failed);
     return 0;
@@ -671,17 +690,17 @@ static PyType_Spec wait_spec = {
 };
 
 PyDoc_STRVAR(make_wait_doc,
-"make_wait(find_entry, failed)\n--\n\n"
+"make_wait(begin, find_entry, failed)\n--\n\n"
 "Return the callback: the loop that waits for queries. See _pure.py.");
 
 static PyObject *
 make_wait(PyObject *module, PyObject *args)
 {
     State *state = PyModule_GetState(module);
-    PyObject *find_entry, *failed;
+    PyObject *begin, *find_entry, *failed;
     Wait *self;
 
-    if (!PyArg_ParseTuple(args, "OO:make_wait", &find_entry, &failed)) {
+    if (!PyArg_ParseTuple(args, "OOO:make_wait", &begin, &find_entry, &failed)) {
         return NULL;
     }
     self = PyObject_GC_New(Wait, state->wait_type);
@@ -689,6 +708,7 @@ make_wait(PyObject *module, PyObject *args)
         return NULL;
     }
     self->dict = NULL;
+    self->begin = Py_NewRef(begin);
     self->find_entry = Py_NewRef(find_entry);
     self->failed = Py_NewRef(failed);
     PyObject_GC_Track(self);

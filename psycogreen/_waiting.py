@@ -26,9 +26,9 @@ from psycogreen._epoll import (
     HubGone,
     unknown_state,
 )
-from psycogreen._errors import WaitTimeout
 from psycogreen._hot import Entry, entries, make_wait
 from psycogreen._native import SocketWait
+from psycogreen._stats import begin, is_interruption, note_interruption, under_way
 
 WaitCallback = TypeVar("WaitCallback", bound=Callable[..., None])
 
@@ -55,7 +55,8 @@ def wait_callback(framework: Framework) -> Callable[[WaitCallback], WaitCallback
     """
 
     def decorate(face: WaitCallback) -> WaitCallback:
-        wait = make_wait(partial(_entry, framework), partial(_failed, framework))
+        find_entry = partial(_entry, framework)
+        wait = make_wait(begin, find_entry, partial(_failed, framework))
         return cast(WaitCallback, functools.wraps(face)(wait))
 
     return decorate
@@ -73,7 +74,7 @@ def _failed(
         raise psycopg2.ProgrammingError(IN_HUB) from ex
     # After a fork, the query is the parent's.
     if not entry.epoll_set.abandoned:
-        _interrupted(conn, framework, ex)
+        _interrupted(conn, framework, ex, entry.since)
     return False
 
 
@@ -105,18 +106,21 @@ def _wait_answered(
     conn: connection, state: int, framework: Framework, timeout: float | None
 ) -> None:
     forks = _native.forks
+    since = begin()
     try:
-        _wait_socket(conn, state, framework.wait_socket, timeout)
+        _wait_socket(conn, state, framework.wait_socket, timeout, since)
     except BaseException as ex:
         if forks == _native.forks:
-            _interrupted(conn, framework, ex)
+            _interrupted(conn, framework, ex, since)
         raise
 
 
-def _interrupted(conn: connection, framework: Framework, ex: BaseException) -> None:
+def _interrupted(
+    conn: connection, framework: Framework, ex: BaseException, since: float
+) -> None:
     """Cancel the query, if it was interrupted by *ex*."""
-    # An error of psycopg2's is the query's own end, unless it is our limit.
-    if isinstance(ex, WaitTimeout) or not isinstance(ex, psycopg2.Error):
+    if is_interruption(ex):
+        note_interruption(conn, ex, since)
         cancel(conn, framework.wait_socket, ex)
 
 
@@ -124,9 +128,12 @@ def _wait_connected(
     conn: connection, state: int, framework: Framework, timeout: float | None
 ) -> None:
     wait_socket = ConnectWait(conn, framework.wait_socket)
+    since = begin()
     try:
-        _wait_socket(conn, state, wait_socket, timeout)
+        _wait_socket(conn, state, wait_socket, timeout, since)
     except BaseException as ex:
+        if is_interruption(ex):
+            note_interruption(conn, ex, since)
         if isinstance(ex, psycopg2.OperationalError):
             wait_socket.complete(ex)
         # psycopg2 leaves the socket open until the connection is collected, and
@@ -137,13 +144,22 @@ def _wait_connected(
 
 
 def _wait_socket(
-    conn: connection, state: int, wait_socket: SocketWait, timeout: float | None
+    conn: connection,
+    state: int,
+    wait_socket: SocketWait,
+    timeout: float | None,
+    since: float,
 ) -> None:
     """Wait with the framework's own wait: slower, but it can do anything."""
-    while state != POLL_OK:
-        if state not in (POLL_READ, POLL_WRITE):
-            raise unknown_state(state)
-        # Ask for the descriptor each time: while it connects, libpq may move on
-        # to another socket (the next host, or plain text after refused SSL).
-        wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=timeout)
-        state = conn.poll()
+    under_way[conn] = since
+    try:
+        while state != POLL_OK:
+            if state not in (POLL_READ, POLL_WRITE):
+                raise unknown_state(state)
+            # Ask for the descriptor each time: while it connects, libpq may move on
+            # to another socket (the next host, or plain text after refused SSL).
+            wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=timeout)
+            state = conn.poll()
+    finally:
+        # Gone already if a fork has forgotten it.
+        under_way.pop(conn, None)

@@ -23,15 +23,23 @@ from psycogreen._postgres import Server, postgres
 TESTS = Path(__file__).parent
 
 
+# Who is asked for a password.
+HBA = ["host all with_password 127.0.0.1/32 scram-sha-256"]
+
+
+def make_role(server: Server) -> None:
+    """Make the role that is asked for a password."""
+    conn = psycopg2.connect(server.dsn)
+    conn.cursor().execute("create role with_password login password 'right'")
+    conn.commit()
+    conn.close()
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """A PostgreSQL server for all tests."""
-    hba = ["host all with_password 127.0.0.1/32 scram-sha-256"]
-    with postgres(hba=hba) as server:
-        conn = psycopg2.connect(server.dsn)
-        conn.cursor().execute("create role with_password login password 'right'")
-        conn.commit()
-        conn.close()
+    with postgres(hba=HBA) as server:
+        make_role(server)
         yield server
 
 
@@ -93,6 +101,24 @@ def python(server: Server) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
+def distributions(tmp_path_factory):
+    """The wheel, built from the sdist, and the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--outdir",
+        str(folder),
+        str(TESTS.parent),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    [wheel] = folder.glob("*.whl")
+    [sdist] = folder.glob("*.tar.gz")
+    return wheel, sdist
+
+
 def authority() -> trustme.CA:
     """A certificate authority of the tests' own."""
     return trustme.CA()
@@ -134,7 +160,7 @@ def python_with_gunicorn(
 def environment(server: Server) -> dict[str, str]:
     """Return the variables by which a process finds the server and the tools."""
     root = TESTS.parent
-    folders = [root / "tools", root / "examples", TESTS / "contract"]
+    folders = [root / "tools", root / "examples", TESTS, TESTS / "contract"]
     return {
         "DSN": server.dsn,
         "PSYCOGREEN_TEST_DSN": server.dsn,

@@ -119,6 +119,8 @@ def test_graceful_stop(serve, active):
 @pytest.mark.parametrize("worker", ["sync", "gthread", "tornado", "asgi"])
 def test_blocking_workers(serve, worker):
     """A worker that is not green is left alone, and the log says so once."""
+    if worker == "asgi":
+        pytest.importorskip("gunicorn.workers.gasgi", reason="gunicorn is too old")
     app = "status_app:asgi_app" if worker == "asgi" else "status_app:app"
     with serve(app, "-k", worker, *CONF, "--workers=2") as server:
         lines = server.await_line(LEFT_ALONE, count=2)

@@ -87,6 +87,11 @@ def test_by_name(run, framework):
             pid=os.getpid(),
             resolve_hosts=True,
             cancel_interrupted=True,
+            waiting=0,
+            longest_wait=0.0,
+            waits=0,
+            timed_out=0,
+            cancelled=0,
         ), status
         """
     )

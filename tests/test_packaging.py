@@ -17,18 +17,6 @@ import psycogreen
 ROOT = TESTS.parent
 
 
-@pytest.fixture(scope="session")
-def distributions(tmp_path_factory):
-    """The wheel, built from the sdist, and the sdist."""
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    [wheel] = folder.glob("*.whl")
-    [sdist] = folder.glob("*.tar.gz")
-    return wheel, sdist
-
-
 def test_the_tests_test_the_installed_package():
     """What is imported here is the package as installed, not the source tree."""
     assert ROOT / "psycogreen" not in Path(psycogreen.__file__).parents
@@ -39,7 +27,7 @@ def test_wheel(distributions):
     """The wheel has every module, the marker for type checkers and the licence."""
     wheel, _ = distributions
     names = zipfile.ZipFile(wheel).namelist()
-    modules = (ROOT / "psycogreen").rglob("*.py")
+    modules = [*(ROOT / "psycogreen").rglob("*.py"), ROOT / "_psycogreen_plugin.py"]
     assert {str(path.relative_to(ROOT)) for path in modules} <= set(names)
     assert {"psycogreen/py.typed", "psycogreen/_ugreen.pyi"} <= set(names)
     assert not any(name.endswith(".c") for name in names)
@@ -108,5 +96,8 @@ def test_fresh_install(distributions, tmp_path):
     code = "import psycogreen; psycogreen.patch_psycopg('gevent')"
     missing = run("-P", "-c", code)
     assert "pip install 'gevent>=" in missing.stderr
+    unchecked = run("-P", "-m", "psycogreen", "check")
+    assert unchecked.returncode == 2
+    assert "no framework is installed: pip install gevent" in unchecked.stderr
     installed = run("-P", "-c", "import psycogreen; print(psycogreen.__version__)")
     assert installed.stdout.strip() == psycogreen.__version__

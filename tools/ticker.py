@@ -1,42 +1,5 @@
-"""A ticker: as long as it ticks on time, the event loop goes on."""
+"""The ticker, for what is not part of the package."""
 
-from __future__ import annotations
+from psycogreen._ticker import Ticker
 
-import time
-from collections.abc import Callable
-
-
-class Ticker:
-    """Sleeps a little, again and again, and keeps the longest delay it saw."""
-
-    def __init__(
-        self, sleep: Callable[[float], object], interval: float = 0.005
-    ) -> None:
-        """Tick every *interval* seconds of *sleep*, the framework's own."""
-        self.sleep = sleep
-        self.interval = interval
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all ticks so far."""
-        self.ticks = 0
-        self.longest_stall = 0.0
-        self._last = time.monotonic()
-
-    def run(self) -> None:
-        """Tick until killed."""
-        self.reset()
-        while True:
-            self.sleep(self.interval)
-            self._tick()
-
-    def _tick(self) -> None:
-        now = time.monotonic()
-        self.ticks += 1
-        stall = now - self._last - self.interval
-        self.longest_stall = max(self.longest_stall, stall)
-        self._last = now
-
-    def stall(self) -> float:
-        """Return the longest delay in seconds, one under way included."""
-        return max(self.longest_stall, time.monotonic() - self._last - self.interval)
+__all__ = ["Ticker"]

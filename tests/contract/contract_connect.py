@@ -149,15 +149,19 @@ def test_refused_then_silent_then_good(green, user, port):
 
 def test_error_of_each_host(green, user):
     """When none answers, the error says of each what happened."""
-    with closed_port() as refused, silent_server() as silent, closed_port() as last:
-        with pytest.raises(psycopg2.OperationalError) as caught:
-            psycopg2.connect(
-                host="localhost,no-such-host.invalid,127.0.0.1,127.0.0.1",
-                port=f"{refused},1,{silent},{last}",
-                connect_timeout=1,
-                **user,
-            )
-        error = str(caught.value)
+    with (
+        closed_port() as refused,
+        silent_server() as silent,
+        closed_port() as last,
+        pytest.raises(psycopg2.OperationalError) as caught,
+    ):
+        psycopg2.connect(
+            host="localhost,no-such-host.invalid,127.0.0.1,127.0.0.1",
+            port=f"{refused},1,{silent},{last}",
+            connect_timeout=1,
+            **user,
+        )
+    error = str(caught.value)
     assert type(caught.value) is psycopg2.OperationalError
     assert 'could not translate host name "no-such-host.invalid" to address: ' in error
     assert f'"127.0.0.1", port {silent} failed: timeout expired' in error
@@ -184,11 +188,12 @@ def test_error_of_each_host_without_resolving(green, user):
     """The same when libpq resolves the names, and tells the address by itself."""
     psycogreen.unpatch_psycopg()
     psycogreen.patch_psycopg(resolve_hosts=False)
-    with closed_port() as first, closed_port() as second:
-        with pytest.raises(psycopg2.OperationalError) as caught:
-            psycopg2.connect(
-                host="localhost,127.0.0.1", port=f"{first},{second}", **user
-            )
+    with (
+        closed_port() as first,
+        closed_port() as second,
+        pytest.raises(psycopg2.OperationalError) as caught,
+    ):
+        psycopg2.connect(host="localhost,127.0.0.1", port=f"{first},{second}", **user)
     error = str(caught.value)
     assert error.count("Connection refused") == error.count(" failed: ")
     assert "failed at once" not in error

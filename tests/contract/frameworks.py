@@ -181,7 +181,9 @@ def current() -> Framework:
     patched = psycogreen.status().framework or (
         "gevent" if "gevent.monkey" in sys.modules else "eventlet"
     )
-    return {"gevent": Gevent, "eventlet": Eventlet}[patched]()
+    return FRAMEWORKS[patched]()
 
+
+FRAMEWORKS: dict[str, type[Framework]] = {"gevent": Gevent, "eventlet": Eventlet}
 
 DSN = os.environ.get("PSYCOGREEN_TEST_DSN", "")

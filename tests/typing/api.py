@@ -38,6 +38,12 @@ assert_type(status.monkey_patched, bool)
 assert_type(status.pid, int)
 assert_type(status.resolve_hosts, bool)
 assert_type(status.cancel_interrupted, bool)
+assert_type(status.compiled, bool)
+assert_type(status.waiting, int)
+assert_type(status.longest_wait, float)
+assert_type(status.waits, int)
+assert_type(status.timed_out, int)
+assert_type(status.cancelled, int)
 
 try:
     conn = psycopg2.connect("", async_=True)
@@ -61,3 +67,10 @@ def application(environ: dict[str, str], start_response: object) -> list[bytes]:
 
 
 assert_type(application({}, None), list[bytes])
+
+report = psycogreen.check("", framework="gevent", queries=5, seconds=0.1, say=print)
+assert_type(report, psycogreen.CheckReport)
+assert_type(report.cooperative, bool)
+assert_type(report.problems, tuple[str, ...])
+assert_type(report.longest_stall, float | None)
+assert_type(report.connect_timeout_honoured, bool | None)

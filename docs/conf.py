@@ -1,0 +1,38 @@
+"""Sphinx's configuration: ``make docs`` builds the pages into build/docs."""
+
+from pathlib import Path
+
+from psycogreen import __version__
+
+project = "psycogreen"
+author = "The psycogreen developers"
+project_copyright = author
+release = version = __version__
+
+extensions = ["sphinx.ext.autodoc"]
+html_theme = "furo"
+html_title = f"psycogreen {release}"
+html_copy_source = False
+
+# There is none outside uWSGI's processes.
+autodoc_mock_imports = ["uwsgi", "uwsgidecorators"]
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+
+# `name` is a name of Python's. Those of other projects are not linked, for which
+# Sphinx would have to fetch their lists of names.
+default_role = "py:obj"
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!psycogreen\.).*"),
+    ("py:class", r"psycogreen\.uwsgi\.[PR]"),  # type variables
+]
+
+# Pages that may be left out of a build, with the links to them.
+_OPTIONAL = ("benchmarks", "contributing", "copy", "eventlet", "faults", "uwsgi")
+_HERE = Path(__file__).parent
+_MISSING = [name for name in _OPTIONAL if not (_HERE / f"{name}.rst").exists()]
+nitpick_ignore = [("std:doc", name) for name in _MISSING]
+suppress_warnings = ["toc.not_readable"] if _MISSING else []
+# Included by another page.
+exclude_patterns = ["*-table.rst"]

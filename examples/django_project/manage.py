@@ -1,0 +1,13 @@
+"""Django's commands, green with PSYCOGREEN=gevent.
+
+DSN=dbname=postgres python manage.py check --database default
+PSYCOGREEN=gevent DSN=dbname=postgres python -m gevent.monkey manage.py ...
+"""
+
+import os
+import sys
+
+from django.core.management import execute_from_command_line
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+execute_from_command_line(sys.argv)

@@ -1,0 +1,1 @@
+"""A Django project with nothing green in it."""

@@ -1,0 +1,28 @@
+"""The least that Django needs. DSN says where the database is."""
+
+import os
+
+from psycopg2.extensions import parse_dsn
+
+SECRET_KEY = "for this example only"
+ALLOWED_HOSTS = ["127.0.0.1"]
+ROOT_URLCONF = "project.urls"
+WSGI_APPLICATION = "project.wsgi.application"
+INSTALLED_APPS: list[str] = []
+MIDDLEWARE: list[str] = []
+USE_TZ = True
+
+_dsn = parse_dsn(os.environ["DSN"])
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.postgresql",
+        "HOST": _dsn.get("host", ""),
+        "PORT": _dsn.get("port", ""),
+        "NAME": _dsn.get("dbname", "postgres"),
+        "USER": _dsn.get("user", ""),
+        "PASSWORD": _dsn.get("password", ""),
+        # Each request's greenlet has a connection of its own, which no other one
+        # can take over: close it at the end of the request.
+        "CONN_MAX_AGE": int(os.environ.get("CONN_MAX_AGE", "0")),
+    }
+}

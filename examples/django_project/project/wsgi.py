@@ -1,0 +1,11 @@
+"""The application that a server runs.
+
+gunicorn -k gevent -c python:psycogreen.integrations.gunicorn_conf project.wsgi
+"""
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+application = get_wsgi_application()

@@ -1,0 +1,79 @@
+"""The tests with the oldest and the newest libraries, on every Python found.
+
+``make test-matrix`` runs all of it, ``.venv/bin/nox -l`` lists it, and
+``.venv/bin/nox -s "tests-3.13(oldest)" -- tests/test_contract.py`` runs a part.
+"""
+
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import nox
+
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+
+# The modules whose outcome may depend on a library's version.
+TESTS = [
+    f"tests/test_{name}.py"
+    for name in (
+        "contract",
+        "install",
+        "requirements",
+        "gunicorn",
+        "plugin",
+        "check",
+        "celery",
+        "metrics",
+    )
+]
+
+# The oldest that there is a wheel of, for each Python: psycopg2 is no dependency
+# that pyproject.toml could name.
+OLDEST_PSYCOPG2 = {"3.11": "2.9.5", "3.12": "2.9.9", "3.13": "2.9.10", "3.14": "2.9.11"}
+
+# What does not run on a Python, declared minimum or not: the oldest that does.
+OLDEST_ON = {"3.14": {"gevent": "25.9.1"}}
+
+nox.options.error_on_missing_interpreters = False
+
+
+def find(version: str) -> str:
+    """Return the interpreter of that version: the path in pyenv's folder, if any.
+
+    pyenv's command of that name on the PATH works for selected versions only.
+    """
+    found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    return str(found[-1]) if found else shutil.which(f"python{version}") or version
+
+
+def oldest(version: str) -> list[str]:
+    """Return the declared minimums of the extras, as exact versions."""
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    declared = [
+        line for lines in project["optional-dependencies"].values() for line in lines
+    ]
+    minimums = dict(
+        re.findall(r"^([\w-]+)>=([\d.]+)$", "\n".join(declared), re.MULTILINE)
+    )
+    libraries = ("gevent", "eventlet", "gunicorn", "celery", "prometheus-client")
+    exact = {name: minimums[name] for name in libraries} | OLDEST_ON.get(version, {})
+    exact["psycopg2-binary"] = OLDEST_PSYCOPG2[version]
+    return [f"{name}=={number}" for name, number in exact.items()]
+
+
+def tests(session: nox.Session, version: str, libraries: list[str]) -> None:
+    """Install the package with its test requirements, and run the tests."""
+    session.install(".[test]", *libraries)
+    session.run("pytest", *(session.posargs or TESTS))
+
+
+for version in PYTHONS:
+
+    @nox.session(python=find(version), name=f"tests-{version}(oldest)")
+    def _oldest(session: nox.Session, version: str = version) -> None:
+        tests(session, version, oldest(version))
+
+    @nox.session(python=find(version), name=f"tests-{version}(newest)")
+    def _newest(session: nox.Session, version: str = version) -> None:
+        tests(session, version, [])

@@ -1,0 +1,139 @@
+"""psycogreen's figures for Prometheus, by way of ``prometheus_client``.
+
+    from psycogreen.integrations import metrics
+
+    metrics.register()
+
+Call it once in each worker process: where the application is imported, or, with
+gunicorn's ``--preload``, in ``post_worker_init``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from prometheus_client import REGISTRY, Counter, Gauge
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from psycogreen import Status, status
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
+
+__all__ = ["register"]
+
+
+@dataclass(frozen=True)
+class _Figure:
+    name: str
+    help: str
+    of: Callable[[Status], float]
+
+
+_COUNTERS = [
+    _Figure(
+        "psycogreen_waits",
+        "Waits for PostgreSQL that have begun: queries, commits, connection attempts.",
+        lambda status: status.waits,
+    ),
+    _Figure(
+        "psycogreen_timed_out",
+        "Waits that took longer than their limit.",
+        lambda status: status.timed_out,
+    ),
+    _Figure(
+        "psycogreen_cancelled",
+        "Interrupted queries that were cancelled on the server.",
+        lambda status: status.cancelled,
+    ),
+]
+
+_WAITING = _Figure(
+    "psycogreen_waiting",
+    "Waits for PostgreSQL under way.",
+    lambda status: status.waiting,
+)
+_LONGEST_WAIT = _Figure(
+    "psycogreen_longest_wait_seconds",
+    "Age of the oldest wait under way.",
+    lambda status: status.longest_wait,
+)
+
+
+_writing_pid: int | None = None
+
+
+def register(registry: CollectorRegistry = REGISTRY, *, interval: float = 1.0) -> None:
+    """Have psycogreen's figures collected with those of *registry*.
+
+    In ``prometheus_client``'s multi-process mode, which the environment variable
+    ``PROMETHEUS_MULTIPROC_DIR`` turns on, whichever worker is asked answers for all.
+    There no worker is asked for its figures, it has to write them down: every
+    *interval* seconds a thread does so (a greenlet, if threads are monkey-patched).
+    *registry* has no part in that, and a fork of this process has to call it anew.
+
+    Raise `ValueError` if the figures are registered there already, or written in
+    this process.
+    """
+    global _writing_pid
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        registry.register(_Collector())
+        return
+    if _writing_pid == os.getpid():
+        msg = "psycogreen's figures are written in this process already"
+        raise ValueError(msg)
+    _writing_pid = os.getpid()
+    writer = _Writer(interval)
+    threading.Thread(target=writer.run, name="psycogreen metrics", daemon=True).start()
+
+
+class _Collector:
+    """Asks for the figures of this process when they are collected."""
+
+    def describe(self) -> Iterator[Metric]:
+        return self.collect()
+
+    def collect(self) -> Iterator[Metric]:
+        now = status()
+        for figure in _COUNTERS:
+            yield CounterMetricFamily(figure.name, figure.help, figure.of(now))
+        for figure in _WAITING, _LONGEST_WAIT:
+            yield GaugeMetricFamily(figure.name, figure.help, figure.of(now))
+
+
+class _Writer:
+    """Writes the figures of this process to where all processes' are collected."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._last = {figure.name: 0.0 for figure in _COUNTERS}
+        # No registry: the one that collects reads the files of all processes.
+        self._counters = {
+            figure.name: Counter(figure.name, figure.help, registry=None)
+            for figure in _COUNTERS
+        }
+        self._waiting = _gauge(_WAITING, "livesum")
+        self._longest_wait = _gauge(_LONGEST_WAIT, "livemax")
+
+    def run(self) -> None:
+        while True:
+            self.write(status())
+            time.sleep(self._interval)
+
+    def write(self, now: Status) -> None:
+        for figure in _COUNTERS:
+            value = figure.of(now)
+            self._counters[figure.name].inc(value - self._last[figure.name])
+            self._last[figure.name] = value
+        self._waiting.set(_WAITING.of(now))
+        self._longest_wait.set(_LONGEST_WAIT.of(now))
+
+
+def _gauge(figure: _Figure, mode: Literal["livesum", "livemax"]) -> Gauge:
+    return Gauge(figure.name, figure.help, registry=None, multiprocess_mode=mode)

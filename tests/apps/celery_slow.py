@@ -1,0 +1,15 @@
+"""A Celery application with a task that PostgreSQL takes its time for."""
+
+import os
+
+import psycopg2
+from celery_app import app
+
+__all__ = ["app"]
+
+
+@app.task
+def sleep_long() -> None:
+    """Wait much longer than anybody has time."""
+    connection = psycopg2.connect(os.environ["DSN"], application_name="sleep_long")
+    connection.cursor().execute("select pg_sleep(60)")

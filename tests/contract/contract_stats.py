@@ -1,0 +1,179 @@
+"""What a running process tells of its waits: in numbers, and in its log."""
+
+import logging
+import os
+import re
+import time
+from functools import partial
+
+import psycopg2
+import pytest
+from psycopg2.extensions import set_wait_callback
+
+import psycogreen
+from psycogreen import _native, _stats
+
+
+def grown(before):
+    """Return how many waits have begun, were timed out, and cancelled since *before*."""
+    after = psycogreen.status()
+    return (
+        after.waits - before.waits,
+        after.timed_out - before.timed_out,
+        after.cancelled - before.cancelled,
+    )
+
+
+def await_(green, condition):
+    """Wait until the condition holds."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        green.sleep(0.01)
+
+
+def test_waits(green, dsn):
+    """Each connection attempt, query and commit is one wait."""
+    before = psycogreen.status()
+    conn = psycopg2.connect(dsn)
+    conn.cursor().execute("select 1")  # and the "begin" before it
+    conn.commit()
+    assert grown(before) == (4, 0, 0)
+    conn.close()
+
+
+def test_waiting(green, connect):
+    """The waits under way, and the age of the oldest."""
+    conns = [connect() for _ in range(5)]
+    status = psycogreen.status()
+    assert (status.waiting, status.longest_wait) == (0, 0.0)
+    sleep = partial(green.sleep, 0.15)
+    tasks = []
+    for conn in conns:
+        tasks.append(green.spawn(conn.cursor().execute, "select pg_sleep(0.6)"))
+        sleep()
+        sleep = partial(green.sleep, 0)
+    status = psycogreen.status()
+    assert status.waiting == 5
+    assert 0.14 < status.longest_wait < 0.5
+    for task in tasks:
+        green.wait(task)
+    status = psycogreen.status()
+    assert (status.waiting, status.longest_wait) == (0, 0.0)
+
+
+def test_cancelled(green, conn):
+    """An interrupted query is counted when the server has taken the request."""
+    before = psycogreen.status()
+    with pytest.raises(green.Timeout), green.Timeout(0.1):
+        conn.cursor().execute("select pg_sleep(60)")
+    await_(green, lambda: grown(before)[2] == 1)
+    assert grown(before)[1] == 0
+    assert psycogreen.status().waiting == 0
+
+
+def test_timed_out(green, conn):
+    """The callback's own limit counts as timed out, and is cancelled too."""
+    before = psycogreen.status()
+    set_wait_callback(partial(green.callback, timeout=0.1))
+    with pytest.raises(psycogreen.WaitTimeout):
+        conn.cursor().execute("select pg_sleep(60)")
+    await_(green, lambda: grown(before)[2] == 1)
+    assert grown(before)[1] == 1
+
+
+def test_connect_timeout(green):
+    """A server that does not answer in time counts as timed out."""
+    before = psycogreen.status()
+    with _native.original("socket", "socket")() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        with pytest.raises(psycopg2.OperationalError, match="timeout expired"):
+            psycopg2.connect(
+                host="127.0.0.1", port=port, user="x", dbname="x", connect_timeout=1
+            )
+    assert grown(before) == (1, 1, 0)
+
+
+def test_error(green, conn):
+    """A query's own error is neither."""
+    before = psycogreen.status()
+    with pytest.raises(psycopg2.Error):
+        conn.cursor().execute("select 1 / 0")
+    assert grown(before)[1:] == (0, 0)
+    assert psycogreen.status().waiting == 0
+
+
+def test_forgotten_wait(green, conn):
+    """A wait that a fork has made forget goes on, and ends without a trace."""
+    set_wait_callback(partial(green.callback, timeout=30))
+    task = green.spawn(conn.cursor().execute, "select pg_sleep(0.2)")
+    green.sleep(0.05)
+    _stats._after_fork()
+    assert psycogreen.status().waiting == 0
+    green.wait(task)
+    assert psycogreen.status().waiting == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_fork(green, conn):
+    """A fork begins at zero; the parent's waits go on and are counted there."""
+    task = green.spawn(conn.cursor().execute, "select pg_sleep(0.3)")
+    green.sleep(0.05)
+    pid = _native.original("os", "fork")()
+    if not pid:
+        status = psycogreen.status()
+        empty = (status.waiting, status.waits, status.longest_wait) == (0, 0, 0.0)
+        os._exit(0 if empty else 1)
+    assert os.waitstatus_to_exitcode(_native.original("os", "waitpid")(pid, 0)[1]) == 0
+    assert psycogreen.status().waiting == 1
+    green.wait(task)
+    assert psycogreen.status().waiting == 0
+
+
+def test_interruption_in_the_log(green, conn, caplog):
+    """Each interrupted wait is logged at DEBUG, with what did it and the query's age."""
+    pid = conn.info.backend_pid
+    with (
+        caplog.at_level(logging.DEBUG, "psycogreen"),
+        pytest.raises(green.Timeout),
+        green.Timeout(0.2),
+    ):
+        conn.cursor().execute("select pg_sleep(60)")
+    [record] = caplog.records
+    assert record.levelno == logging.DEBUG
+    found = re.fullmatch(
+        r"wait for backend (\d+) interrupted by Timeout after (\d\.\d{3}) s",
+        record.getMessage(),
+    )
+    assert int(found[1]) == pid
+    assert 0.19 < float(found[2]) < 1
+
+
+def test_installation_in_the_log(green, caplog):
+    """Installing is logged at INFO, once, and so is removing."""
+    with caplog.at_level(logging.INFO, "psycogreen"):
+        psycogreen.patch_psycopg()
+        psycogreen.unpatch_psycopg()
+        psycogreen.unpatch_psycopg()
+        psycogreen.patch_psycopg()
+        psycogreen.patch_psycopg()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "wait callback removed"),
+        ("INFO", f"{green.name} wait callback installed"),
+    ]
+
+
+def test_conflict_in_the_log(green, caplog):
+    """A conflict is logged at WARNING, and so is a callback that was replaced."""
+    from psycopg2.extras import wait_select
+
+    set_wait_callback(wait_select)
+    with pytest.raises(psycogreen.PatchConflict):
+        psycogreen.patch_psycopg()
+    psycogreen.patch_psycopg(replace=True)
+    messages = [record.getMessage() for record in caplog.records]
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "already waits with psycopg2.extras.wait_select" in messages[0]
+    assert messages[1] == "wait callback psycopg2.extras.wait_select replaced"

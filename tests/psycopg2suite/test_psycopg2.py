@@ -1,0 +1,114 @@
+"""psycopg2's own test suite, with psycogreen's callback."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import psycopg2
+import pytest
+from conftest import TESTS, environment
+
+from psycogreen._postgres import find_programs, postgres
+
+CACHE = TESTS.parent / ".cache"
+TIME_BOX = 400  # seconds for one run of the suite
+
+pytestmark = pytest.mark.psycopg2suite
+
+
+@pytest.fixture(scope="session")
+def source():
+    """The source distribution of the psycopg2 installed, fetched once and unpacked."""
+    version = psycopg2.__version__.split()[0]
+    name = f"psycopg2-{version}"
+    folder = CACHE / name
+    if not folder.exists():
+        _fetch(f"psycopg2=={version}")
+        with tarfile.open(CACHE / f"{name}.tar.gz") as archive:
+            archive.extractall(CACHE, filter="data")
+    return folder
+
+
+def _fetch(requirement):
+    # pip has the package's metadata made, which asks pg_config where libpq is;
+    # nothing is built.
+    path = f"{find_programs()}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    subprocess.run(
+        [*command, "--no-binary=:all:", f"--dest={CACHE}", requirement],
+        env={**os.environ, "PATH": path},
+        check=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def run(source):
+    """Run the suite with a backend; return what became of each test."""
+    with postgres(settings={"max_prepared_transactions": "20"}) as server:
+        _create_hstore(server)
+        env = {
+            **os.environ,
+            **environment(server),
+            "PSYCOPG2_TESTDB": "postgres",
+            "PSYCOPG2_TESTDB_HOST": server.host,
+            "PSYCOPG2_TESTDB_PORT": str(server.port),
+            "PSYCOPG2_TESTDB_USER": "postgres",
+        }
+
+        def run(backend):
+            program = Path(__file__).with_name("process.py")
+            result = subprocess.run(
+                [sys.executable, "-P", program, backend, source],
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=TIME_BOX,
+                check=False,
+            )
+            assert result.returncode == 0, result.stdout
+            *output, outcomes = result.stdout.splitlines()
+            return json.loads(outcomes), "\n".join(output)
+
+        yield run
+
+
+def _create_hstore(server):
+    """Create the extension that some of the tests need."""
+    conn = psycopg2.connect(server.dsn)
+    conn.cursor().execute("create extension hstore")
+    conn.commit()
+    conn.close()
+
+
+@pytest.fixture(scope="session")
+def blocking(run):
+    """What becomes of each test with psycopg2 as it comes."""
+    outcomes, _ = run("blocking")
+    return outcomes
+
+
+@pytest.mark.parametrize("backend", ["gevent-libev", "eventlet-epolls"])
+def test_suite(run, blocking, backend, capsys):
+    """Whatever passes when psycopg2 blocks passes with the callback."""
+    outcomes, output = run(backend)
+    counts = {
+        name: list(outcomes.values()).count(name)
+        for name in ("passed", "skipped", "failed")
+    }
+    with capsys.disabled():
+        print(f"\npsycopg2's own tests, {backend}: {counts}")
+    failed = {test for test, outcome in outcomes.items() if outcome == "failed"}
+    failed_blocking = {
+        test for test, outcome in blocking.items() if outcome == "failed"
+    }
+    assert failed <= failed_blocking, output
+    assert outcomes.keys() == blocking.keys()
+    assert counts["passed"] > 600
+    # Two-phase commit is among them.
+    assert any(
+        "TwoPhase" in test and outcome == "passed" for test, outcome in outcomes.items()
+    )

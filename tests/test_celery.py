@@ -1,0 +1,135 @@
+"""psycogreen in Celery's real workers, with a real Redis between them."""
+
+import contextlib
+import sys
+import time
+
+import psycopg2
+import pytest
+from conftest import TESTS
+from servers import ROOT, Process
+from services import find_redis, redis
+
+pytest.importorskip("celery")
+
+pytestmark = pytest.mark.skipif(
+    not find_redis(), reason="redis-server is not installed: apt-get install it"
+)
+
+INSTALLED = r"psycogreen: (gevent|eventlet) wait callback installed"
+LEFT_ALONE = r"psycogreen: no wait callback installed: celery\.concurrency\.(\w+) is"
+
+
+@pytest.fixture(scope="module")
+def redis_url():
+    """A Redis server's URL."""
+    with redis() as url:
+        yield url
+
+
+@pytest.fixture
+def start(dsn, redis_url):
+    """Start a worker of the example application."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*options, app="celery_app", name="w1", **env):
+            command = [sys.executable, "-P", "-m", "celery", "-A", app, "worker"]
+            variables = {
+                "DSN": dsn,
+                "REDIS_URL": redis_url,
+                "PYTHONPATH": f"{ROOT / 'examples'}:{TESTS / 'apps'}",
+                **env,
+            }
+            arguments = ("-l", "info", "-n", f"{name}@%h", "--without-mingle")
+            process = Process(*command, *arguments, *options, env=variables)
+            return stack.enter_context(process)
+
+        yield start
+
+
+@pytest.fixture
+def celery_app(dsn, redis_url, monkeypatch):
+    """The example application, in this process, to send tasks."""
+    monkeypatch.setenv("DSN", dsn)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import celery_app
+
+    yield celery_app
+    celery_app.app.close()
+    del sys.modules["celery_app"]
+
+
+def green(pool):
+    """Return a worker's options, for that pool."""
+    return ("-P", pool, "-c", "100", "-I", "psycogreen.integrations.celery")
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_two_workers(start, celery_app, pool):
+    """200 tasks that each wait 0.2 s: all results right, 100 at once in each worker."""
+    workers = [start(*green(pool), name=f"w{n}") for n in range(2)]
+    for worker in workers:
+        worker.await_line(r"w\d@\S+ ready")
+    begin = time.monotonic()
+    results = [celery_app.double.delay(n) for n in range(200)]
+    assert [result.get(timeout=60) for result in results] == [2 * n for n in range(200)]
+    # One after the other, in two workers, they take 20 s.
+    assert time.monotonic() - begin < 10
+    for worker in workers:
+        assert [line[1] for line in worker.matches(INSTALLED)] == [pool]
+        assert len(worker.matches("Task .* succeeded")) > 20  # both had a part
+        assert not worker.matches("WARNING.*psycogreen|Traceback")
+
+
+def test_without_psycogreen(start, celery_app):
+    """Without it the tasks wait for each other: the test above can fail."""
+    worker = start("-P", "gevent", "-c", "100")
+    worker.await_line(r"w1@\S+ ready")
+    begin = time.monotonic()
+    results = [celery_app.double.delay(n) for n in range(20)]
+    assert [result.get(timeout=60) for result in results] == [2 * n for n in range(20)]
+    assert time.monotonic() - begin > 3.9
+
+
+def test_time_limit(start, celery_app, dsn):
+    """A task whose time is up is interrupted, and its query ended on the server."""
+    worker = start(*green("gevent"), app="celery_slow")
+    worker.await_line(r"w1@\S+ ready")
+    celery_app.app.send_task("celery_slow.sleep_long", time_limit=1)
+    worker.await_line(r"ERROR.* Hard time limit \(1.*s\) exceeded")
+    conn = psycopg2.connect(dsn)
+    cursor = conn.cursor()
+    cursor.execute(
+        "select count(*) from pg_stat_activity"
+        " where application_name = 'sleep_long' and state = 'active'"
+    )
+    assert cursor.fetchone() == (0,)
+    conn.close()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_blocking_pools(start, celery_app, pool):
+    """A pool that is not green is left alone, and the log says so once."""
+    module = "thread" if pool == "threads" else pool
+    worker = start("-P", pool, "-c", "2", "-I", "psycogreen.integrations.celery")
+    worker.await_line(r"w1@\S+ ready")
+    assert celery_app.double.delay(21).get(timeout=60) == 42
+    assert [line[1] for line in worker.matches(LEFT_ALONE)] == [module]
+    assert not worker.matches(INSTALLED)
+
+
+def test_pool_from_the_configuration(start):
+    """A pool that only the configuration names comes too late for Celery's patch."""
+    worker = start(app="celery_configured")
+    worker.await_line(INSTALLED)
+    worker.await_line(r"WARNING.*gevent has not monkey-patched .*\(-P gevent\)")
+
+
+def test_conflict(start):
+    """A worker whose callback is somebody else's does not start, and says why."""
+    worker = start(
+        "-P", "gevent", "-I", "foreign_callback,psycogreen.integrations.celery"
+    )
+    assert worker.wait() != 0
+    assert worker.matches("^psycogreen: psycopg2 already waits with .*wait_select")

@@ -1,0 +1,387 @@
+"""``python -m psycogreen``: what it finds, and what it says of it."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+
+import psycopg2
+import pytest
+from conftest import environment
+from load import request
+from servers import gunicorn
+
+import psycogreen
+
+QUICK = ("--queries=4", "--seconds=0.3")
+
+GEVENT = "from gevent import monkey; monkey.patch_all()\n"
+EVENTLET = "import eventlet; eventlet.monkey_patch(psycopg=False)\n"
+PSYCOGREEN = "import psycogreen; psycogreen.patch_psycopg({})\n"
+
+
+@pytest.fixture
+def command(server, tmp_path):
+    """Run ``python -m psycogreen`` in a new process."""
+
+    def command(*arguments, **env):
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-m", "psycogreen", *arguments],
+            env={**os.environ, **environment(server), **env},
+            # Where no folder of that name hides the installed package.
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return command
+
+
+@pytest.fixture
+def named_dsn(dsn):
+    """The server's connection string with a host name in it."""
+    return dsn.replace("host=127.0.0.1", "host=localhost")
+
+
+@pytest.fixture
+def check_app(command, named_dsn, tmp_path):
+    """Check what a module that is written for it leaves installed; return the JSON."""
+
+    def check_app(code, dsn=named_dsn, *arguments, **env):
+        (tmp_path / "patching.py").write_text(code)
+        options = ("--app=patching", "--json", *QUICK, *arguments)
+        result = command("check", dsn, *options, **env)
+        assert result.returncode in (0, 1), result.stderr
+        report = json.loads(result.stdout)
+        verdict = "BLOCKING" if result.returncode else "cooperative"
+        assert report["verdict"] == verdict
+        assert bool(report["problems"]) == bool(result.returncode)
+        return report
+
+    return check_app
+
+
+def causes(report):
+    """Return what the problems are, without what is said of them."""
+    return [problem.partition(":")[0] for problem in report["problems"]]
+
+
+@pytest.mark.parametrize("framework", ["gevent", "eventlet"])
+def test_cooperative(command, named_dsn, framework):
+    """A process patched as it should be is cooperative; the figures show why."""
+    result = command("check", named_dsn, f"--framework={framework}", *QUICK)
+    assert result.returncode == 0, result.stderr
+    first, *rows = result.stdout.splitlines()
+    assert re.fullmatch(
+        r"cooperative: 4 queries of 0\.3 s at once took \d\.\d\d s", first
+    )
+    figures = dict(re.split(r"\s{2,}", row.strip()) for row in rows)
+    assert figures["wait callback"].endswith(f".{framework}_wait_callback")
+    assert figures["monkey patch"] == "in force"
+    assert 0.3 <= float(figures["wall time"].split()[0]) < 1.1
+    assert int(figures["longest stall"].split()[0]) < 150
+    assert figures["name resolution"] == "off the loop"
+    assert figures["connect_timeout"] == "honoured"
+
+
+def test_embedded(command):
+    """With a throw-away server it needs no database."""
+    result = command("check", "--embedded", "--json", *QUICK)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["verdict"] == "cooperative"
+    assert report["resolved_by"] == "psycogreen"
+    assert report["status"]["framework"] == "gevent"
+
+
+def test_application_that_patches(check_app):
+    """An application's own patching is checked instead of the command's."""
+    report = check_app(EVENTLET + PSYCOGREEN.format(""))
+    assert report["verdict"] == "cooperative"
+    assert report["status"]["framework"] == "eventlet"
+
+
+@pytest.mark.parametrize(
+    ("framework", "call"),
+    [("gevent", "gevent.monkey.patch_all()"), ("eventlet", "eventlet.monkey_patch()")],
+)
+def test_monkey_patch_missing(check_app, framework, call):
+    """The callback alone is not enough, though queries overlap with it."""
+    report = check_app(PSYCOGREEN.format(repr(framework)))
+    assert causes(report) == ["monkey patch missing"]
+    assert call in report["problems"][0]
+    assert report["wall_time"] < 1.1
+
+
+def test_monkey_patch_of_some_modules(check_app):
+    """Modules that were left out of the monkey patch are named."""
+    partly = "from gevent import monkey; monkey.patch_all(thread=False, time=False)\n"
+    report = check_app(partly + PSYCOGREEN.format(""))
+    assert causes(report) == ["monkey patch missing"]
+    assert "has not patched threading, time;" in report["problems"][0]
+
+
+def test_monkey_patch_of_another(check_app):
+    """One library's callback in a process that another one has patched."""
+    report = check_app(GEVENT + PSYCOGREEN.format("'eventlet'"))
+    assert causes(report) == ["monkey patch missing"]
+    assert "gevent has patched this process instead" in report["problems"][0]
+
+
+@pytest.mark.parametrize("patch", [GEVENT, EVENTLET])
+def test_callback_missing(check_app, patch):
+    """The monkey patch alone does not reach psycopg2: one query after the other."""
+    report = check_app(patch)
+    assert causes(report)[0] == "wait callback missing"
+    assert report["wall_time"] > 1.15
+    assert report["longest_stall"] > 0.25
+
+
+def test_nothing_patched(check_app):
+    """A process with neither is told both."""
+    report = check_app("")
+    assert causes(report) == ["wait callback missing", "monkey patch missing"]
+    assert report["wall_time"] is None
+
+
+def test_callback_that_blocks(check_app):
+    """Somebody else's callback that blocks is found out and named."""
+    report = check_app(
+        GEVENT + "import psycopg2.extensions, psycopg2.extras\n"
+        "import select; select.select = monkey.get_original('select', 'select')\n"
+        "psycopg2.extensions.set_wait_callback(psycopg2.extras.wait_select)"
+    )
+    assert "wait callback blocks" in causes(report)
+    assert "psycopg2.extras.wait_select" in "".join(report["problems"])
+    assert report["connect_timeout_honoured"] is None
+
+
+@pytest.mark.parametrize("framework", ["gevent", "eventlet"])
+def test_name_resolution_by_libpq(check_app, dsn, framework):
+    """Without resolve_hosts a name stops the loop; an address has nothing to resolve."""
+    patch = {"gevent": GEVENT, "eventlet": EVENTLET}[framework]
+    code = patch + PSYCOGREEN.format("resolve_hosts=False")
+    report = check_app(code)
+    assert causes(report) == ["name resolution blocks"]
+    assert report["resolved_by"] == "libpq"
+    report = check_app(code, dsn)
+    assert causes(report) == []
+    assert report["resolved_by"] is None
+
+
+def test_resolver_that_blocks(check_app):
+    """A resolver that gevent was told to use may stop the loop."""
+    report = check_app(GEVENT + PSYCOGREEN.format(""), GEVENT_RESOLVER="block")
+    assert causes(report) == ["name resolution blocks"]
+    assert "GEVENT_RESOLVER" in report["problems"][0]
+
+
+def test_callback_of_eventlets_own(check_app, dsn):
+    """What eventlet brings along lets others run, but knows no connect_timeout."""
+    report = check_app("import eventlet; eventlet.monkey_patch()", dsn)
+    assert report["verdict"] == "cooperative"
+    assert report["connect_timeout_honoured"] is False
+    assert "connect_timeout is not honoured" in report["remarks"][0]
+
+
+WORKERS = {
+    "green": (
+        ("-k", "gevent", "-c", "python:psycogreen.integrations.gunicorn_conf"),
+        "check_app:app",
+        [],
+    ),
+    "without psycogreen": (
+        ("-k", "gevent"),
+        "check_app:app",
+        ["wait callback missing"],
+    ),
+    "with threads": (
+        ("-k", "gthread"),
+        "check_app:app",
+        ["wait callback missing", "monkey patch missing"],
+    ),
+    "green, in a native thread": (
+        ("-k", "gevent", "-c", "python:psycogreen.integrations.gunicorn_conf"),
+        "native_thread_app:app",
+        ["blocking thread"],
+    ),
+}
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_in_a_worker(dsn, worker):
+    """In a request of a running worker the same check says what is wrong there."""
+    options, app, expected = WORKERS[worker]
+    with gunicorn(app, *options, env={"DSN": dsn}) as server:
+        report = json.loads(request(f"{server.url}/check").body)
+    assert causes(report) == expected
+    assert report["cooperative"] == (not expected)
+
+
+def test_blocking_in_words(command, dsn, tmp_path):
+    """The verdict comes first, the problem and its remedy are wrapped."""
+    (tmp_path / "patching.py").write_text(GEVENT)
+    result = command("check", dsn, "--app=patching:app", *QUICK)
+    assert result.returncode == 1
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("BLOCKING: 4 queries of 0.3 s at once took 1.")
+    assert "  wait callback    none" in lines
+    assert "  name resolution  nothing to resolve" in lines
+    assert "  connect_timeout  not tried" in lines
+    assert any(line.startswith("problem: wait callback missing:") for line in lines)
+    assert max(map(len, lines)) < 80
+
+
+PASSWORDS = {
+    "words": "host={host} port={port} user=with_password dbname=postgres password=right",
+    "URL": "postgresql://with_password:right@{host}:{port}/postgres",
+    "SQLAlchemy's URL": "postgresql+psycopg2://with_password:right@{host}:{port}/postgres",
+}
+
+
+@pytest.mark.parametrize("form", PASSWORDS)
+def test_password_is_not_shown(command, server, form):
+    """A connection string is shown without its password, whatever its form."""
+    given = PASSWORDS[form].format(host=server.host, port=server.port)
+    result = command("check", given, *QUICK)
+    assert result.returncode == 0, result.stderr
+    assert "user=with_password" in result.stdout
+    assert "right" not in result.stdout + result.stderr
+
+
+UNCHECKED = {
+    "not a connection string": (("hots=example",), 'invalid connection option "hots"'),
+    "nobody there": (("host=127.0.0.1 port=1",), "Connection refused"),
+    "no such host": (("host=no-such-host.invalid",), "could not translate host name"),
+    "DSN and --embedded": (("dbname=x", "--embedded"), "either DSN or --embedded"),
+    "no such module": (("--app=no_such_module",), "--app 'no_such_module' cannot be"),
+}
+
+
+@pytest.mark.parametrize("case", UNCHECKED)
+def test_cannot_check(command, case):
+    """What cannot be checked is told in one line, with an exit status of its own."""
+    arguments, expected = UNCHECKED[case]
+    result = command("check", *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    [*steps, line] = result.stderr.splitlines()
+    assert line.startswith("psycogreen: cannot check: ")
+    assert expected in line
+    assert all(step.startswith("psycogreen: ") for step in steps)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "host=x password=a secret",
+        "host=x password='my secret",
+        "postgres://a:secret%zz@b",
+        "postgres://a:b@secret@c/d",
+        "postgres://a:5432/secret@b/d",
+    ],
+)
+def test_password_in_a_wrong_connection_string(command, dsn):
+    """What libpq cites of a connection string may be a password: it is left out."""
+    result = command("check", dsn)
+    assert result.returncode == 2
+    assert "invalid connection string: " in result.stderr
+    assert "secret" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--queries", "0"),
+        ("--queries", "many"),
+        ("--seconds", "-1"),
+        ("--seconds", "inf"),
+    ],
+)
+def test_wrong_numbers(command, option, value):
+    """Numbers that make no sense are refused, and shown."""
+    result = command("check", f"{option}={value}")
+    assert result.returncode == 2
+    assert f"argument {option}: invalid positive" in result.stderr
+    assert repr(value) in result.stderr
+
+
+def test_unknown_framework():
+    """The function refuses a framework whose loop it cannot watch."""
+    with pytest.raises(ValueError, match=r"'twisted'.*gevent or eventlet"):
+        psycogreen.check(framework="twisted")
+
+
+def test_plain_steps(command, dsn):
+    """Where there is no terminal, each step is a line, and nothing is coloured."""
+    result = command("check", dsn, *QUICK)
+    assert result.stderr.splitlines() == [
+        "psycogreen: opening 4 connections",
+        "psycogreen: running 4 queries of 0.3 s at once",
+        "psycogreen: connecting to a server that does not answer",
+    ]
+    assert "\x1b" not in result.stdout
+
+
+def on_terminal(*arguments, **env):
+    """Return what the command prints on a terminal."""
+    main, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "psycogreen", *arguments],
+        env={**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    output = b""
+    with open(main, "rb", buffering=0) as reader:
+        try:
+            while data := reader.read(65536):
+                output += data
+        except OSError:  # Linux's way to say that the terminal is closed
+            pass
+    assert process.wait(60) == 0, output
+    return output.decode()
+
+
+def test_progress_on_a_terminal(dsn):
+    """On a terminal each step takes the last one's place, and the verdict is green."""
+    output = on_terminal("check", dsn, *QUICK)
+    assert "\r\x1b[Krunning 4 queries of 0.3 s at once ...\r\x1b[K" in output
+    assert "\r\x1b[K\x1b[1;32mcooperative\x1b[0m: " in output
+
+
+def test_no_colour(dsn):
+    """NO_COLOR leaves the verdict plain."""
+    assert "\r\x1b[Kcooperative: " in on_terminal("check", dsn, *QUICK, NO_COLOR="1")
+
+
+def test_overview(command):
+    """Without a command: the versions found, and what is installed in them."""
+    result = command()
+    assert result.returncode == 0, result.stderr
+    rows = dict(line.split(None, 1) for line in result.stdout.splitlines())
+    for name in "psycogreen", "gevent", "eventlet", "greenlet", "gunicorn":
+        assert rows[name].split()[0] == version(name)
+    assert rows["psycopg2"].startswith(psycopg2.__version__.split()[0])
+    assert "blocks in this process" in rows["psycopg2"]
+    assert "psycogreen's plugin: off" in rows["gevent"]
+    assert "its own green workers: gevent" in rows["gunicorn"]
+    assert {"Python", "libpq", "uWSGI"} <= rows.keys()
+
+
+def test_overview_of_what_is_missing(command, tmp_path):
+    """What is not there is said not to be found."""
+    result = command(PATH=str(tmp_path))
+    assert re.search(r"^uWSGI +not found$", result.stdout, re.MULTILINE)
+
+
+def test_version(command):
+    """The version alone."""
+    assert command("--version").stdout == f"psycogreen {psycogreen.__version__}\n"

@@ -1,0 +1,125 @@
+"""The code in the README and the documentation does what it says."""
+
+import os
+import re
+import subprocess
+import textwrap
+from pathlib import Path
+
+import pytest
+from conftest import TESTS
+from load import requests
+from servers import HttpServer
+
+ROOT = TESTS.parent
+PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
+
+# Pages whose code needs a server's own process; the server's tests run it.
+ELSEWHERE = {"uwsgi.rst": "test_uwsgi.py"}
+
+# What a page's code takes for granted.
+GIVEN = {
+    "copy.rst": """
+from gevent import monkey; monkey.patch_all()
+import psycogreen; psycogreen.patch_psycopg()
+import psycopg2
+connection = psycopg2.connect("")
+cursor = connection.cursor()
+cursor.execute("create temporary table numbers (n int, name text)")
+"""
+}
+
+
+def code_blocks(path, language):
+    """Return the blocks of a language in a reStructuredText file."""
+    found = re.findall(
+        rf"^( *)\.\. code-block:: {language}\n\n((?:\1    ?.*\n|\n)+)",
+        path.read_text(),
+        re.MULTILINE,
+    )
+    return [textwrap.dedent(block) for _, block in found]
+
+
+@pytest.fixture
+def libpq(server):
+    """What lets libpq find the server by itself, as examples expect."""
+    return {"PGHOST": server.host, "PGPORT": str(server.port), "PGUSER": "postgres"}
+
+
+BLOCKS = [
+    pytest.param(GIVEN.get(path.name, "") + block, id=f"{path.name}-{n}")
+    for path in PAGES
+    if path.name not in ELSEWHERE
+    for n, block in enumerate(code_blocks(path, "python"))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_python(block, python, libpq):
+    """A block of Python runs, as a program of its own."""
+    python(block, timeout=25, **libpq)
+
+
+def test_promise(python, libpq):
+    """50 queries that take a second each are all done in far less than 50."""
+    [block] = [
+        block
+        for block in code_blocks(ROOT / "README.rst", "python")
+        if "range(50)" in block
+    ]
+    assert python(block, timeout=25, **libpq).strip() == str(list(range(50)))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_other_languages(path):
+    """What is not Python is for a shell, or the text of a file of settings."""
+    languages = set(re.findall(r"\.\. code-block:: *(\S*)", path.read_text()))
+    assert languages <= {"python", "console", "ini"}
+    if elsewhere := ELSEWHERE.get(path.name):
+        assert (TESTS / elsewhere).exists()
+
+
+def test_examples_are_tested():
+    """Every example that the documentation shows is run by some test."""
+    shown = set()
+    for path in PAGES:
+        shown |= set(re.findall(r"literalinclude:: \.\./(\S+)", path.read_text()))
+    assert shown
+    tests = "".join(path.read_text() for path in TESTS.glob("test_*.py"))
+    for name in shown:
+        folder = Path(name).parts[1]
+        stem = folder if folder == "django_project" else Path(name).stem
+        # The framework is a parameter of the test of the two servers.
+        generic = re.sub("^(gevent|eventlet)_", "{framework}_", stem)
+        assert stem in tests or generic in tests, name
+
+
+def test_first_screen(distributions, tmp_path, libpq):
+    """Three commands, from nothing to a green application, in a new environment.
+
+    As somebody does who has read no further than the README's first screen. The
+    wheel is what pip would fetch once it is published.
+    """
+    wheel, _ = distributions
+    readme = ROOT / "README.rst"
+    app = next(block for block in code_blocks(readme, "python") if "Flask" in block)
+    (tmp_path / "app.py").write_text(app)
+    commands = re.findall(r"^\$ (.*)", code_blocks(readme, "console")[0], re.MULTILINE)
+    assert len(commands) == 3
+    env = {
+        **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
+        **libpq,
+        "PIP_FIND_LINKS": str(wheel.parent),
+        "GUNICORN_CMD_ARGS": "--bind=127.0.0.1:0",
+    }
+    *prepare, run = commands
+    script = "set -e; cd " + str(tmp_path) + "; " + "; ".join(prepare)
+    subprocess.run(["bash", "-c", script], env=env, check=True, timeout=300)
+    command = f"cd {tmp_path} && . venv/bin/activate && exec {run}"
+    with HttpServer("bash", "-c", command, env=env) as server:
+        server.await_listening()
+        results = requests(20, server.url)
+        assert [result.error for result in results] == [None] * 20
+        # One after the other they take 20 s.
+        assert max(result.end for result in results) < 10
+        assert server.matches("psycogreen: gevent wait callback installed")

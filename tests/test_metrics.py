@@ -1,0 +1,105 @@
+"""psycogreen's figures, as Prometheus gets them."""
+
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from load import request, requests
+from servers import ROOT, gunicorn
+
+WORKER = ("-k", "psycogreen.integrations.gevent_worker.GeventWorker")
+
+
+def figures(url):
+    """Return the figures that are psycogreen's."""
+    found = re.findall(r"^(psycogreen_\w+) (\S+)$", request(url).body, re.MULTILINE)
+    return {name: float(value) for name, value in found}
+
+
+def await_(condition):
+    """Wait until the condition holds, and return its value."""
+    deadline = time.monotonic() + 30
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return value
+
+
+def assert_waiting(server, count, at_least):
+    """Assert that *count* requests under way are seen, and their age."""
+    with ThreadPoolExecutor(1) as pool:
+        answers = pool.submit(requests, count, f"{server.url}/sleep/3.0")
+        seen = await_(
+            lambda: (
+                (now := figures(f"{server.url}/metrics")).get("psycogreen_waiting", 0)
+                >= count
+                and now["psycogreen_longest_wait_seconds"] > at_least
+                and now
+            )
+        )
+        assert seen["psycogreen_waiting"] == count
+        assert seen["psycogreen_longest_wait_seconds"] < 3
+        assert [answer.error for answer in answers.result()] == [None] * count
+
+
+def test_one_worker(dsn):
+    """The figures of one worker are those of the moment."""
+    env = {"DSN": dsn}
+    with gunicorn("metrics_app:app", *WORKER, env=env) as server:
+        url = f"{server.url}/metrics"
+        assert figures(url) == {
+            "psycogreen_waits_total": 0,
+            "psycogreen_timed_out_total": 0,
+            "psycogreen_cancelled_total": 0,
+            "psycogreen_waiting": 0,
+            "psycogreen_longest_wait_seconds": 0,
+        }
+        assert_waiting(server, 10, 0.2)
+        after = figures(url)
+        assert after["psycogreen_waits_total"] >= 20
+        assert after["psycogreen_waiting"] == 0
+        assert "# TYPE psycogreen_waits_total counter" in request(url).body
+
+
+def test_several_workers(dsn, tmp_path):
+    """Each of several workers answers for all of them."""
+    env = {"DSN": dsn, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    conf = str(ROOT / "examples" / "metrics_conf.py")
+    with gunicorn("metrics_app:app", "-c", conf, "--workers=2", env=env) as server:
+        server.await_line("Booting worker", count=2)
+        assert_waiting(server, 40, 1.1)
+        await_(lambda: figures(f"{server.url}/metrics")["psycogreen_waiting"] == 0)
+        total = figures(f"{server.url}/metrics")["psycogreen_waits_total"]
+        assert total >= 80
+        # Each worker writes to a file of its own, and each answers the same.
+        assert len(list(tmp_path.glob("counter_*.db"))) == 2
+        for answer in requests(10, f"{server.url}/metrics"):
+            assert f"psycogreen_waits_total {total}" in answer.body
+
+
+def test_registered_twice():
+    """A second registration is refused, as prometheus_client refuses any."""
+    from prometheus_client import CollectorRegistry
+
+    from psycogreen.integrations import metrics
+
+    registry = CollectorRegistry()
+    metrics.register(registry)
+    with pytest.raises(ValueError, match="Duplicated"):
+        metrics.register(registry)
+
+
+def test_written_twice(python, tmp_path):
+    """Nor may a process write its figures twice: they would be doubled."""
+    python(
+        "from psycogreen.integrations import metrics\n"
+        "metrics.register()\n"
+        "try:\n"
+        "    metrics.register()\n"
+        "except ValueError as ex:\n"
+        "    assert 'written in this process already' in str(ex)\n"
+        "else:\n"
+        "    raise AssertionError",
+        PROMETHEUS_MULTIPROC_DIR=str(tmp_path),
+    )
