@@ -13,6 +13,7 @@ from greenlet import GreenletExit
 from psycopg2.extensions import parse_dsn
 
 from psycogreen import _epoll, _native
+from psycogreen._hot import CHECK_INTERVAL
 
 native_sleep = _native.original("time", "sleep")
 
@@ -140,9 +141,7 @@ def test_duplicate_under_another_connection(green, connect, settled):
     before = _epoll.entries[conn.fileno()].epoll_set._collected
     with green.ticking():
         assert query(conn, "43 from pg_sleep(0.5)") == 43
-    assert (
-        _epoll.entries[number].epoll_set._collected - before < 3 * _epoll.CHECK_INTERVAL
-    )
+    assert _epoll.entries[number].epoll_set._collected - before < 3 * CHECK_INTERVAL
     os.close(duplicate)
     assert settled() < 5
 
