@@ -29,9 +29,10 @@ from psycopg2.extensions import POLL_READ, POLL_WRITE
 
 from psycogreen._hot import BaseSet, Entry, entries
 from psycogreen._native import original
-from psycogreen._stats import sources
+from psycogreen._stats import counters, sources, totals
 
 if TYPE_CHECKING:
+    from greenlet import greenlet
     from psycopg2.extensions import connection
 
 IN_HUB = (
@@ -51,11 +52,28 @@ class HubGone(Exception):
     """A thread's hub is not the one that it was."""
 
 
+class Runner(Protocol):
+    """What knows of the loop."""
+
+    running: bool
+    """Whether the hub's greenlet is running it."""
+
+
 class Loop(Protocol):
     """What a framework's hub has to offer."""
 
+    greenlet: greenlet
+    """What runs the loop: the hub's greenlet."""
+
     switch: Callable[[], object]
     """Lets the hub run, until it switches back."""
+
+    plain: type[greenlet]
+    """The type of the greenlets for which *switch* does no more than to switch to
+    *greenlet*, as long as that is running the loop."""
+
+    runner: Runner
+    """What tells whether it does."""
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call *callback* in the hub whenever *fd* can be read; forget former ones."""
@@ -84,6 +102,10 @@ class EpollSet(BaseSet):
         self._open()
         loop.watch(self.epoll_fd, self.collect)
         _sets.add(self)
+
+    def __del__(self) -> None:
+        """Leave behind how many waits have ended."""
+        totals.waits += self.ended
 
     def _open(self) -> None:
         self._epoll = _epoll()
@@ -159,6 +181,7 @@ class EpollSet(BaseSet):
         server: their descriptors lead nowhere from now on.
         """
         self.abandoned = True
+        self.ended = 0
         self.loop.forget()
         nowhere = os.open(os.devnull, os.O_RDWR)
         for entry in self._own_entries():
@@ -177,7 +200,12 @@ def _waiting_since() -> list[float]:
     return [entry.since for entry in list(entries.values()) if entry.waiter is not None]
 
 
+def _ended() -> int:
+    return sum(epoll_set.ended for epoll_set in list(_sets))
+
+
 sources.append(_waiting_since)
+counters.append(_ended)
 
 _sets: weakref.WeakSet[EpollSet] = weakref.WeakSet()
 

@@ -69,8 +69,8 @@ class Status:
     """How long the oldest of these waits has lasted, in seconds; 0 if there is none."""
 
     waits: int
-    """How many waits have begun in this process since it began or was forked: one for
-    each query, commit, connection attempt."""
+    """How many waits have ended in this process since it began or was forked: one for
+    each query, commit and connection attempt, and more if a result comes in pieces."""
 
     timed_out: int
     """How many of them took longer than the callback's *timeout*, or than

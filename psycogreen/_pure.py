@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE
+from psycopg2.extensions import POLL_OK, POLL_READ
 
 from psycogreen import _native
 
 if TYPE_CHECKING:
-    from greenlet import greenlet
     from psycopg2.extensions import connection
 
     from psycogreen._epoll import EpollSet, Loop
@@ -26,7 +26,12 @@ CHECK_INTERVAL = 1000
 
 # uWSGI's uGreen never waits here, and needs no greenlet.
 with contextlib.suppress(ModuleNotFoundError):
-    from greenlet import getcurrent
+    from greenlet import getcurrent, greenlet
+
+    switch_to = greenlet.switch
+
+BATCH = 64
+"""So many events are taken at once; the rest is there when the loop looks again."""
 
 get_ident = _native.original("_thread", "get_ident")
 
@@ -37,9 +42,16 @@ class BaseSet:
     def __init__(self, loop: Loop) -> None:
         """Be of that *loop*."""
         self.loop = loop
+        self.hub = loop.greenlet
+        self.plain = loop.plain
+        self.runner = loop.runner
         self.switch = loop.switch
         self.waiting = 0
         """How many greenlets wait."""
+        self.ended = 0
+        """How many waits have ended."""
+        self.now = 0.0
+        """The time, while greenlets are woken."""
         self.abandoned = False
         self.epoll_fd = -1
         self._epoll: Any = None
@@ -53,14 +65,21 @@ class BaseSet:
         self._collected += 1
         if self._collected % CHECK_INTERVAL == 0 and self.check():
             return
-        get = entries.get
-        for fd, _ in self._epoll.poll(0):
-            entry = get(fd)
-            # Asked anew for each: the one before may have killed this one.
-            if entry is None or entry.epoll_set is not self or entry.waiter is None:
-                self.remove(fd)
-            else:
-                entry.waiter.switch()
+        ended = 0
+        self.now = monotonic()
+        try:
+            for fd, _ in self._epoll.poll(0, BATCH):
+                entry = entries.get(fd)
+                # Asked anew for each: the one before may have killed this one.
+                waiter = entry.waiter if entry and entry.epoll_set is self else None
+                if waiter is None:
+                    self.remove(fd)
+                    continue
+                ended += 1
+                waiter.switch()
+        finally:
+            self.now = 0.0
+            self.ended += ended
 
     def check(self) -> bool:
         """Make the set anew if it tells what is not true; return whether it did."""
@@ -88,7 +107,8 @@ class Entry:
         """What the set waits for on this socket, in psycopg2's terms."""
         self.waiter: greenlet | None = None
         self.since = 0.0
-        """When its last wait began."""
+        """When its last wait began: `time.monotonic`, or for a greenlet just woken
+        the time when its loop looked, which costs less to know."""
 
 
 entries: dict[int, Entry] = {}
@@ -96,55 +116,62 @@ entries: dict[int, Entry] = {}
 be asked whose it is: which connection's, and which thread's."""
 
 
-def make_wait(  # noqa: C901
-    begin: Callable[[], float], find_entry: FindEntry, failed: Failed
-) -> Wait:
+def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
     """Return the callback: the loop that waits for queries.
 
     It runs for every query, and what it costs is what being green costs. So it is
     one function: the usual case straight through, everything else elsewhere.
 
-    *begin* is called for each wait and returns the time. *find_entry* returns the
-    the waiting otherwise if it returns ``None``. It raises for a state that is
-    unknown. *failed* is called with what ends a wait, while that is being handled;
-    it returns whether to wait anew instead.
+    *find_entry* returns the entry of a connection that has none here, or has done
+    the waiting otherwise if it returns ``None``. *failed* is called with what ends a
+    wait, while that is being handled; it returns whether to wait anew instead.
     """
 
-    def wait(conn: connection, timeout: float | None = None) -> None:
+    def wait(  # noqa: C901
+        conn: connection, timeout: float | None = None
+    ) -> None:
         state = conn.poll()
         if state == POLL_OK:
             return
         entry = entries.get(conn.fileno())
-        if (
-            entry is None
-            or entry.conn() is not conn
-            or entry.thread != get_ident()
-            or timeout is not None
-            or (state != POLL_READ and state != POLL_WRITE)
-        ):
+        if entry is not None:
+            # By a name of its own: calling an attribute that is no method is slower.
+            owner = entry.conn
+            if (
+                owner() is not conn
+                or entry.thread != get_ident()
+                or timeout is not None
+            ):
+                entry = None
+        if entry is None:
             entry = find_entry(conn, state, timeout)
             if entry is None:
                 return
         epoll_set = entry.epoll_set
-        # By a name of its own: calling an attribute that is no method is slower.
-        switch = epoll_set.switch
-        entry.since = begin()
         try:
-            while state != POLL_OK:
+            entry.since = epoll_set.now or monotonic()
+            while True:
                 if state != entry.state or entry.waiter is not None:
                     epoll_set.change(entry, state)
-                if not epoll_set.waiting:
+                waiting = epoll_set.waiting
+                if not waiting:
                     epoll_set.loop.hold()
-                epoll_set.waiting += 1
-                entry.waiter = getcurrent()
+                epoll_set.waiting = waiting + 1
+                current = entry.waiter = getcurrent()
                 try:
-                    switch()  # whoever switches back: poll() tells if it was in time
+                    # Whoever switches back: poll() tells if it was in time.
+                    if type(current) is epoll_set.plain and epoll_set.runner.running:
+                        switch_to(epoll_set.hub)
+                    else:
+                        epoll_set.switch()
                 finally:
                     entry.waiter = None
-                    epoll_set.waiting -= 1
-                    if not epoll_set.waiting:
+                    waiting = epoll_set.waiting = epoll_set.waiting - 1
+                    if not waiting:
                         epoll_set.loop.release()
                 state = conn.poll()
+                if state == POLL_OK:
+                    return
         except BaseException as ex:
             if not failed(conn, entry, ex):
                 raise

@@ -13,9 +13,10 @@
 #include <Python.h>
 #include <structmember.h>
 #include <sys/epoll.h>
+#include <time.h>
 
-/* Of its C API nothing is used but what has been in the same place since 0.4: it
-   may be built with one version and run with another. */
+/* Of its C API nothing is used but what has been in the same place since 2.0, see
+   import_greenlet(): it may be built with one version and run with another. */
 #include <greenlet/greenlet.h>
 
 #define CHECK_INTERVAL 1000
@@ -44,11 +45,14 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     PyObject *loop;
+    PyObject *hub;     /* a greenlet */
+    PyTypeObject *plain;
     PyObject *switch_; /* the hub's, bound */
     PyObject *epoll;   /* kept for Python, which closes it */
     int epoll_fd;
     char abandoned;
     Py_ssize_t waiting;
+    Py_ssize_t ended;
     Py_ssize_t collected;
 } Set;
 
@@ -57,7 +61,7 @@ typedef struct {
     Set *epoll_set;
     PyObject *conn; /* a weak reference */
     PyObject *waiter;
-    PyObject *since; /* what begin() has returned */
+    double since;   /* of time.monotonic() */
     unsigned long thread;
     int fd;
     int state;
@@ -66,7 +70,6 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     PyObject *dict; /* functools.wraps() writes into it */
-    PyObject *begin;
     PyObject *find_entry;
     PyObject *failed;
 } Wait;
@@ -95,11 +98,7 @@ entry_init(Entry *self, PyObject *args, PyObject *kwargs)
         return -1;
     }
     self->state = POLL_READ;
-    Py_XSETREF(self->since, PyFloat_FromDouble(0.0));
-    if (!self->since) {
-        Py_DECREF(reference);
-        return -1;
-    }
+    self->since = 0.0;
     Py_XSETREF(self->conn, reference);
     Py_INCREF(epoll_set);
     Py_XSETREF(self->epoll_set, (Set *)epoll_set);
@@ -122,7 +121,6 @@ entry_clear(Entry *self)
     Py_CLEAR(self->epoll_set);
     Py_CLEAR(self->conn);
     Py_CLEAR(self->waiter);
-    Py_CLEAR(self->since);
     return 0;
 }
 
@@ -147,7 +145,7 @@ static PyMemberDef entry_members[] = {
     {"epoll_set", T_OBJECT_EX, offsetof(Entry, epoll_set), READONLY, NULL},
     {"conn", T_OBJECT_EX, offsetof(Entry, conn), READONLY, NULL},
     {"waiter", T_OBJECT, offsetof(Entry, waiter), READONLY, NULL},
-    {"since", T_OBJECT_EX, offsetof(Entry, since), READONLY, NULL},
+    {"since", T_DOUBLE, offsetof(Entry, since), READONLY, NULL},
     {"thread", T_ULONG, offsetof(Entry, thread), READONLY, NULL},
     {"fd", T_INT, offsetof(Entry, fd), READONLY, NULL},
     {"state", T_INT, offsetof(Entry, state), 0, NULL},
@@ -241,6 +239,7 @@ wake(State *state, Set *self, int number)
     if (waiter) {
         /* The entry lets go of it while it runs. */
         Py_INCREF(waiter);
+        self->ended++;
         result = PyGreenlet_Switch((PyGreenlet *)waiter, NULL, NULL);
         Py_DECREF(waiter);
         status = result ? 0 : -1;
@@ -317,20 +316,31 @@ static int
 set_init(Set *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"loop", NULL};
-    PyObject *loop, *switch_;
+    PyObject *loop, *hub = NULL, *plain = NULL, *switch_ = NULL;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:BaseSet", names, &loop)) {
-        return -1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:BaseSet", names, &loop) ||
+        !(hub = PyObject_GetAttrString(loop, "greenlet")) ||
+        !(plain = PyObject_GetAttrString(loop, "plain")) ||
+        !(switch_ = PyObject_GetAttrString(loop, "switch"))) {
+        goto error;
     }
-    switch_ = PyObject_GetAttrString(loop, "switch");
-    if (!switch_) {
-        return -1;
+    if (!PyGreenlet_Check(hub) || !PyType_Check(plain)) {
+        PyErr_Format(PyExc_TypeError, "expected a greenlet and a type, not %R and %R",
+                     hub, plain);
+        goto error;
     }
+    Py_XSETREF(self->loop, Py_NewRef(loop));
+    Py_XSETREF(self->hub, hub);
+    Py_XSETREF(self->plain, (PyTypeObject *)plain);
     Py_XSETREF(self->switch_, switch_);
-    Py_INCREF(loop);
-    Py_XSETREF(self->loop, loop);
     self->epoll_fd = -1;
     return 0;
+
+error:
+    Py_XDECREF(hub);
+    Py_XDECREF(plain);
+    Py_XDECREF(switch_);
+    return -1;
 }
 
 static int
@@ -338,6 +348,8 @@ set_traverse(Set *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->loop);
+    Py_VISIT(self->hub);
+    Py_VISIT(self->plain);
     Py_VISIT(self->switch_);
     Py_VISIT(self->epoll);
     return 0;
@@ -347,6 +359,8 @@ static int
 set_clear(Set *self)
 {
     Py_CLEAR(self->loop);
+    Py_CLEAR(self->hub);
+    Py_CLEAR(self->plain);
     Py_CLEAR(self->switch_);
     Py_CLEAR(self->epoll);
     return 0;
@@ -367,8 +381,8 @@ static PyMethodDef set_methods[] = {
 
 static PyMemberDef set_members[] = {
     {"loop", T_OBJECT_EX, offsetof(Set, loop), READONLY, NULL},
-    {"switch", T_OBJECT_EX, offsetof(Set, switch_), READONLY, NULL},
     {"waiting", T_PYSSIZET, offsetof(Set, waiting), READONLY, NULL},
+    {"ended", T_PYSSIZET, offsetof(Set, ended), 0, NULL},
     {"abandoned", T_BOOL, offsetof(Set, abandoned), 0, NULL},
     {"epoll_fd", T_INT, offsetof(Set, epoll_fd), 0, NULL},
     {"_epoll", T_OBJECT, offsetof(Set, epoll), 0, NULL},
@@ -415,6 +429,19 @@ poll_connection(State *state, PyObject *conn, int *code)
     return result;
 }
 
+/* Let the hub run. A greenlet of the plain type does what hub.switch() would do if
+   it switches there directly, provided that the hub's greenlet runs. The set, which
+   the entry in the caller's frame holds, holds the hub. Return what has been passed
+   by whoever switched back, or NULL with an exception set. */
+static PyObject *
+switch_from(Set *set, PyObject *current)
+{
+    if (Py_IS_TYPE(current, set->plain) && PyGreenlet_ACTIVE((PyGreenlet *)set->hub)) {
+        return PyGreenlet_Switch((PyGreenlet *)set->hub, NULL, NULL);
+    }
+    return PyObject_CallNoArgs(set->switch_);
+}
+
 /* Let the hub run, with the entry's waiter set. Return 0, or -1 with an exception
    set: that of the switch, unless the loop cannot be released either. */
 static int
@@ -430,7 +457,7 @@ switch_to_hub(State *state, Entry *entry)
         return -1;
     }
     set->waiting++;
-    result = PyObject_CallNoArgs(set->switch_);
+    result = switch_from(set, entry->waiter);
     /* Whoever switches back: poll() tells if it was in time. */
     Py_CLEAR(entry->waiter);
     set->waiting--;
@@ -565,13 +592,22 @@ handle_failure(Wait *self, PyObject *conn, Entry *entry)
     return NULL;
 }
 
+/* Return the same as Python's time.monotonic(). */
+static double
+monotonic(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
 static PyObject *
 wait_for(State *state, Wait *self, PyObject *conn, PyObject *timeout)
 {
     int code;
     PyObject *result = NULL;
     PyObject *wanted = poll_connection(state, conn, &code);
-    PyObject *since;
     Entry *entry = NULL;
 
     if (!wanted || code == POLL_OK) {
@@ -594,13 +630,7 @@ wait_for(State *state, Wait *self, PyObject *conn, PyObject *timeout)
         }
         Py_RETURN_NONE;
     }
-    since = PyObject_CallNoArgs(self->begin);
-    if (!since) {
-        Py_DECREF(wanted);
-        Py_DECREF(entry);
-        return NULL;
-    }
-    Py_SETREF(entry->since, since);
+    entry->since = monotonic();
     if (wait_until_ok(state, conn, entry, wanted, code) == 0) {
         result = Py_NewRef(Py_None);
     }
@@ -637,7 +667,6 @@ wait_traverse(Wait *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->dict);
-    Py_VISIT(self->begin);
     Py_VISIT(self->find_entry);
     Py_VISIT(self->failed);
     return 0;
@@ -647,7 +676,6 @@ static int
 wait_clear(Wait *self)
 {
     Py_CLEAR(self->dict);
-    Py_CLEAR(self->begin);
     Py_CLEAR(self->find_entry);
     Py_CLEAR(self->failed);
     return 0;
@@ -690,17 +718,17 @@ static PyType_Spec wait_spec = {
 };
 
 PyDoc_STRVAR(make_wait_doc,
-"make_wait(begin, find_entry, failed)\n--\n\n"
+"make_wait(find_entry, failed)\n--\n\n"
 "Return the callback: the loop that waits for queries. See _pure.py.");
 
 static PyObject *
 make_wait(PyObject *module, PyObject *args)
 {
     State *state = PyModule_GetState(module);
-    PyObject *begin, *find_entry, *failed;
+    PyObject *find_entry, *failed;
     Wait *self;
 
-    if (!PyArg_ParseTuple(args, "OOO:make_wait", &begin, &find_entry, &failed)) {
+    if (!PyArg_ParseTuple(args, "OO:make_wait", &find_entry, &failed)) {
         return NULL;
     }
     self = PyObject_GC_New(Wait, state->wait_type);
@@ -708,7 +736,6 @@ make_wait(PyObject *module, PyObject *args)
         return NULL;
     }
     self->dict = NULL;
-    self->begin = Py_NewRef(begin);
     self->find_entry = Py_NewRef(find_entry);
     self->failed = Py_NewRef(failed);
     PyObject_GC_Track(self);
@@ -753,16 +780,32 @@ add_names(State *state)
     return 0;
 }
 
+/* Get greenlet's C API. Return 0, or -1 with an exception set: also if there is but
+   an older one, which has fewer functions. */
+static int
+import_greenlet(void)
+{
+    PyObject *module = PyImport_ImportModule("greenlet");
+    PyObject *version = module ? PyObject_GetAttrString(module, "__version__") : NULL;
+    const char *text = version ? PyUnicode_AsUTF8(version) : NULL;
+
+    if (text && atoi(text) < 2) {
+        PyErr_Format(PyExc_ImportError, "greenlet %s is older than 2.0", text);
+    }
+    else if (text) {
+        PyGreenlet_Import();
+    }
+    Py_XDECREF(module);
+    Py_XDECREF(version);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
 static int
 module_exec(PyObject *module)
 {
     State *state = PyModule_GetState(module);
 
-    PyGreenlet_Import();
-    if (!_PyGreenlet_API) {
-        return -1;
-    }
-    if (add_names(state) < 0 ||
+    if (import_greenlet() < 0 || add_names(state) < 0 ||
         !(state->set_type = add_type(module, &set_spec, 1)) ||
         !(state->entry_type = add_type(module, &entry_spec, 1)) ||
         !(state->wait_type = add_type(module, &wait_spec, 0)) ||

@@ -1,12 +1,11 @@
 """How many waits there are and were in this process.
 
-Every wait takes the time here when it begins, and that is all it does: one call, and
-the time is kept where the wait is noted anyway.
+For a wait that takes its usual way this costs next to nothing: when it began is kept
+where it is noted anyway, and its end is counted together with others'.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import time
@@ -23,22 +22,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("psycogreen")
 
-begin = functools.lru_cache(maxsize=0)(time.monotonic)
-"""Return the time. It caches nothing, but counts its calls, in C: that is the
-number of waits, for less than what an addition in Python costs."""
-
-under_way: dict[connection, float] = {}
-"""The waits that have no other place to be noted, and since when: `begin`'s time."""
-
-sources: list[Callable[[], Iterable[float]]] = [lambda: list(under_way.values())]
-"""What tells since when the waits under way last: one place where they are noted
-each. They are copied, since another thread may begin a wait meanwhile."""
-
 
 class _Totals:
-    """What has happened less often than waits."""
+    """What has happened, of which the usual way of a wait knows nothing."""
 
     def __init__(self) -> None:
+        self.waits = 0
         self.cancelled = 0
         self.timed_out = 0
 
@@ -46,9 +35,20 @@ class _Totals:
 totals = _Totals()
 
 
+under_way: dict[connection, float] = {}
+"""The waits that have no other place to be noted, and since when."""
+
+sources: list[Callable[[], Iterable[float]]] = [lambda: list(under_way.values())]
+"""What tells since when the waits under way last: one place where they are noted
+each. They are copied, since another thread may begin a wait meanwhile."""
+
+counters: list[Callable[[], int]] = [lambda: totals.waits]
+"""What tells how many waits have ended: one place where they are counted each."""
+
+
 def waits() -> int:
-    """Return how many waits have begun in this process."""
-    return begin.cache_info().misses
+    """Return how many waits have ended in this process."""
+    return sum(counter() for counter in counters)
 
 
 def ages() -> list[float]:
@@ -82,9 +82,8 @@ def note_interruption(conn: connection, ex: BaseException, since: float) -> None
 
 def _after_fork() -> None:
     """Begin at zero: what the parent did, and waits for, is not this process's."""
-    begin.cache_clear()
     under_way.clear()
-    totals.cancelled = totals.timed_out = 0
+    totals.waits = totals.cancelled = totals.timed_out = 0
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import TypeVar, cast
 
 import psycopg2
@@ -28,7 +29,7 @@ from psycogreen._epoll import (
 )
 from psycogreen._hot import Entry, entries, make_wait
 from psycogreen._native import SocketWait
-from psycogreen._stats import begin, is_interruption, note_interruption, under_way
+from psycogreen._stats import is_interruption, note_interruption, totals, under_way
 
 WaitCallback = TypeVar("WaitCallback", bound=Callable[..., None])
 
@@ -56,7 +57,7 @@ def wait_callback(framework: Framework) -> Callable[[WaitCallback], WaitCallback
 
     def decorate(face: WaitCallback) -> WaitCallback:
         find_entry = partial(_entry, framework)
-        wait = make_wait(begin, find_entry, partial(_failed, framework))
+        wait = make_wait(find_entry, partial(_failed, framework))
         return cast(WaitCallback, functools.wraps(face)(wait))
 
     return decorate
@@ -74,6 +75,8 @@ def _failed(
         raise psycopg2.ProgrammingError(IN_HUB) from ex
     # After a fork, the query is the parent's.
     if not entry.epoll_set.abandoned:
+        if is_interruption(ex):
+            entry.epoll_set.ended += 1
         _interrupted(conn, framework, ex, entry.since)
     return False
 
@@ -106,7 +109,7 @@ def _wait_answered(
     conn: connection, state: int, framework: Framework, timeout: float | None
 ) -> None:
     forks = _native.forks
-    since = begin()
+    since = monotonic()
     try:
         _wait_socket(conn, state, framework.wait_socket, timeout, since)
     except BaseException as ex:
@@ -128,7 +131,7 @@ def _wait_connected(
     conn: connection, state: int, framework: Framework, timeout: float | None
 ) -> None:
     wait_socket = ConnectWait(conn, framework.wait_socket)
-    since = begin()
+    since = monotonic()
     try:
         _wait_socket(conn, state, wait_socket, timeout, since)
     except BaseException as ex:
@@ -162,4 +165,5 @@ def _wait_socket(
             state = conn.poll()
     finally:
         # Gone already if a fork has forgotten it.
-        under_way.pop(conn, None)
+        if under_way.pop(conn, None):
+            totals.waits += 1

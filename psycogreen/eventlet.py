@@ -20,6 +20,7 @@ from psycogreen._requirements import require
 require("eventlet")
 
 from eventlet import hubs, patcher
+from eventlet.greenthread import GreenThread
 from greenlet import getcurrent
 
 from psycogreen._epoll import EpollSet, HubGone
@@ -64,6 +65,11 @@ class _Loop:
 
     def __init__(self, hub: hubs.hub.BaseHub) -> None:
         self._hub = hub
+        self.greenlet = hub.greenlet
+        # Its greenlets have the hub for a parent, which hub.switch() would see to.
+        usual = type(hub).switch is hubs.hub.BaseHub.switch
+        self.plain = GreenThread if usual else type(None)
+        self.runner = hub
         self.switch = hub.switch
         self._listener: Any = None
 

@@ -20,7 +20,7 @@ require("gevent")
 import gevent.socket
 from gevent._hub_local import get_hub_if_exists
 
-from psycogreen._epoll import EpollSet, HubGone
+from psycogreen._epoll import EpollSet, HubGone, Runner
 from psycogreen._errors import wait_timeout
 from psycogreen._waiting import Framework, wait_callback
 
@@ -55,6 +55,10 @@ class _Loop:
 
     def __init__(self, hub: gevent.hub.Hub) -> None:
         self._hub = hub
+        self.greenlet = hub
+        self.plain = gevent.Greenlet
+        self.runner: Runner = self
+        self.running = True  # nor does hub.switch() ask
         self.switch = hub.switch
         self._watcher: Any = None
 
