@@ -76,6 +76,9 @@ def test_unknown_state(green, state):
         def poll(self):
             return state
 
+        def fileno(self):
+            return -1
+
     with pytest.raises(psycopg2.OperationalError, match=repr(state)):
         green.callback(Strange())
 

@@ -18,6 +18,8 @@ BACKENDS = {
     "eventlet-asyncio": {"EVENTLET_HUB": "asyncio"},
     "eventlet-poll": {"EVENTLET_HUB": "poll"},
     "eventlet-selects": {"EVENTLET_HUB": "selects"},
+    "gevent-pure": {"PSYCOGREEN_PURE": "1"},
+    "eventlet-pure": {"PSYCOGREEN_PURE": "1"},
 }
 
 # Hubs that hardly anybody chooses: there the hazards of the epoll set, no more.

@@ -1,0 +1,145 @@
+"""Waiting again and again leaves nothing behind, neither in C nor in Python."""
+
+import gc
+import os
+import sys
+
+import psycopg2
+import pytest
+from psycopg2.extensions import POLL_OK, POLL_READ
+
+import psycogreen
+from psycogreen import _epoll
+from psycogreen._epoll import EpollSet
+from psycogreen._hot import Entry, entries
+
+GREENLETS = 50
+WAITS = 1_000_000
+
+
+class Answered:
+    """Stands in for a connection whose answer is there whenever it is waited for."""
+
+    def __init__(self):
+        """Be readable."""
+        self._fd = os.eventfd(1)
+        self._states = self.states()
+
+    def fileno(self):
+        """Return the descriptor."""
+        return self._fd
+
+    def poll(self):
+        """Return or raise what comes next."""
+        return next(self._states)
+
+    def states(self):
+        """Yield what poll() returns."""
+        while True:
+            yield POLL_READ
+            yield POLL_OK
+
+    def close(self):
+        """Close the descriptor."""
+        os.close(self._fd)
+
+
+class Broken(Answered):
+    """The same, but the server goes away while it is waited for."""
+
+    def poll(self):
+        """Return what comes next, or raise what the server's end would."""
+        state = super().poll()
+        if state == POLL_OK:
+            raise psycopg2.OperationalError
+        return state
+
+
+def counts():
+    """Return how many objects there are, and references to such as always stay."""
+    gc.collect()
+    staying = [None, POLL_OK, POLL_READ, Entry, EpollSet, *_epoll._sets]
+    return [sys.getallocatedblocks(), *map(sys.getrefcount, staying)]
+
+
+def leaked(work):
+    """Return how many objects, or references, there are after *work*, but not before."""
+    work()  # what is made once, and kept
+    before = counts()
+    work()
+    return max(after - former for after, former in zip(counts(), before, strict=True))
+
+
+def test_answers(green):
+    """Not after a million of answered waits."""
+
+    def wait_often(conn, times):
+        for _ in range(times):
+            green.callback(conn)
+
+    def work():
+        conns = [Answered() for _ in range(GREENLETS)]
+        for task in [
+            green.spawn(wait_often, conn, WAITS // GREENLETS) for conn in conns
+        ]:
+            green.wait(task)
+        for conn in conns:
+            conn.close()
+            entries.pop(conn.fileno(), None)
+
+    before = psycogreen.status().waits
+    assert leaked(work) < 100
+    assert psycogreen.status().waits - before >= 2 * WAITS
+    assert psycogreen.status().waiting == 0
+
+
+def test_errors(green):
+    """Nor after errors, which poll() raises."""
+
+    def work():
+        conn = Broken()
+        for _ in range(5_000):
+            with pytest.raises(psycopg2.OperationalError):
+                green.callback(conn)
+        conn.close()
+        entries.pop(conn.fileno(), None)
+
+    assert leaked(work) < 100
+
+
+def test_refusals(green, connect):
+    """Nor after waits that were refused, since another greenlet waits already."""
+    conn = connect()
+    task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
+    green.sleep(0.1)
+
+    def work():
+        for _ in range(2_000):
+            with pytest.raises(psycopg2.ProgrammingError, match="waits for this"):
+                green.callback(conn)
+
+    try:
+        assert leaked(work) < 100
+    finally:
+        green.kill(task)
+
+
+def test_kills(green):
+    """Nor after waits whose greenlets were killed."""
+    psycogreen.unpatch_psycopg()
+    psycogreen.patch_psycopg(cancel_interrupted=False)
+    conn = Answered()
+    os.eventfd_read(conn.fileno())  # no answer any more
+
+    def work():
+        for _ in range(1_000):
+            task = green.spawn(green.callback, conn)
+            green.sleep(0)
+            assert psycogreen.status().waiting == 1
+            green.kill(task)
+            green.sleep(0)
+            conn.poll()
+
+    assert leaked(work) < 100
+    conn.close()
+    entries.pop(conn.fileno(), None)

@@ -1,0 +1,70 @@
+"""The wait in C: when it is used, and when the one in Python takes its place."""
+
+import os
+import shutil
+import subprocess
+import sysconfig
+
+import greenlet
+import pytest
+from conftest import TESTS
+
+SOURCE = TESTS.parent / "psycogreen" / "_speedups.c"
+PRINT = "import psycogreen; print(psycogreen.status().compiled)"
+
+
+def test_compiled(python):
+    """It is used where it was compiled, as here."""
+    assert python(PRINT).strip() == "True"
+
+
+def test_pure(python):
+    """PSYCOGREEN_PURE=1 forces Python; empty it forces nothing."""
+    assert python(PRINT, PSYCOGREEN_PURE="1").strip() == "False"
+    assert python(PRINT, PSYCOGREEN_PURE="").strip() == "True"
+
+
+def test_not_compiled(python):
+    """Without it the one in Python works."""
+    program = f"""
+import sys
+sys.modules["psycogreen._speedups"] = None
+from gevent import monkey; monkey.patch_all()
+import os, psycogreen, psycopg2
+psycogreen.patch_psycopg()
+cursor = psycopg2.connect(os.environ["DSN"]).cursor()
+cursor.execute("select 42")
+assert cursor.fetchone() == (42,)
+{PRINT}
+"""
+    assert python(program).strip() == "False"
+
+
+def test_old_greenlet(python):
+    """With a greenlet whose C API is too small it is not used."""
+    program = "import greenlet; greenlet.__version__ = '1.1.3'\n" + PRINT
+    assert python(program).strip() == "False"
+
+
+def test_without_greenlet(python):
+    """Nor without greenlet, which uWSGI's uGreen does not need."""
+    program = "import sys; sys.modules['greenlet'] = None\n" + PRINT
+    assert python(program).strip() == "False"
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler (cc)")
+@pytest.mark.parametrize("optimisation", ["-O0", "-O2"])
+def test_compiles_without_warnings(tmp_path, optimisation):
+    """The C compiler has nothing to say."""
+    # Methods take their own type for self, as everywhere in CPython.
+    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-cast-function-type"]
+    headers = [sysconfig.get_path("include"), os.path.dirname(greenlet.__path__[0])]
+    subprocess.run(
+        [
+            *("cc", *warnings, optimisation, "-fPIC", "-c"),
+            *("-o", str(tmp_path / "_speedups.o")),
+            *(f"-I{folder}" for folder in headers),
+            str(SOURCE),
+        ],
+        check=True,
+    )
