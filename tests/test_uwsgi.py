@@ -5,13 +5,14 @@ import os
 import random
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from load import request, request_all, requests
 from servers import ROOT
-from uwsgi_builds import OTHER_PYTHONS
+from uwsgi_builds import OTHER_PYTHONS, UWSGI
 
 INSTALLED = (
     r"psycogreen: (gevent|uwsgi) wait callback installed(?: \((\w+)\))?"
@@ -406,3 +407,18 @@ def test_docs_have_the_log_lines():
         "psycogreen: warning: a request under uGreen that waits for the rest",
     ):
         assert line in text
+
+
+def test_overview(find_uwsgi, tmp_path):
+    """``python -m psycogreen`` finds its environment's uWSGI, on the PATH or not."""
+    build = find_uwsgi("pypi")
+    result = subprocess.run(
+        [build.python, "-P", "-m", "psycogreen"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.search(
+        rf"^uWSGI +{re.escape(UWSGI)} +{build.program}$", result.stdout, re.MULTILINE
+    )
