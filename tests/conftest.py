@@ -119,6 +119,7 @@ def distributions(tmp_path_factory):
     return wheel, sdist
 
 
+@pytest.fixture(scope="session")
 def authority() -> trustme.CA:
     """A certificate authority of the tests' own."""
     return trustme.CA()
