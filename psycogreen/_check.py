@@ -56,7 +56,8 @@ def check(
     libpq's defaults), lets each wait *seconds* in PostgreSQL, all at once, and
     watches the loop meanwhile; then it tries to connect to a server that does not
     answer. That takes *seconds* and a little more than one in a green process,
-    and *queries* times *seconds* in one that is not.
+    and *queries* times *seconds* in one that is not. A database that does not answer
+    is given up after ``connect_timeout``, 10 seconds if nothing sets it.
 
     *framework* is ``"gevent"`` or ``"eventlet"``, whose loop to watch; ``None``
     finds it out. *say* is called with each step, in words.
@@ -78,7 +79,7 @@ def check(
         seconds=seconds,
         **asdict(figures),
         problems=tuple(_problems(status, watched, figures, seconds)),
-        remarks=tuple(_remarks(status, figures)),
+        remarks=tuple(_remarks(status, figures, seconds)),
     )
 
 
@@ -112,7 +113,7 @@ def _problems(
             f"wait callback blocks: the loop stood still for "
             f"{figures.longest_stall:.2f} s while {status.callback} waited"
         )
-    yield from _blocking_resolver(figures.resolved_by)
+    yield from _blocking_resolver(status, figures.resolved_by)
 
 
 def _missing_patch(watched: Loop) -> Iterator[str]:
@@ -127,12 +128,11 @@ def _missing_patch(watched: Loop) -> Iterator[str]:
         )
 
 
-def _blocking_resolver(resolved_by: str | None) -> Iterator[str]:
+def _blocking_resolver(status: Status, resolved_by: str | None) -> Iterator[str]:
     if resolved_by == "libpq":
         yield (
             "name resolution blocks: libpq itself looks up the host, which stops the "
-            "loop; leave resolve_hosts=True, patch_psycopg()'s default, and name the "
-            "host in the connection string, not in a service file"
+            f"loop; {_remedy_for_libpq(status)}"
         )
     elif resolved_by == "gevent":
         yield (
@@ -141,7 +141,24 @@ def _blocking_resolver(resolved_by: str | None) -> Iterator[str]:
         )
 
 
-def _remarks(status: Status, figures: Figures) -> Iterator[str]:
+def _remedy_for_libpq(status: Status) -> str:
+    if status.resolve_hosts:
+        return "name the host in the connection string, not in a service file"
+    if (status.callback or "").startswith("psycogreen."):
+        return "leave resolve_hosts=True, patch_psycopg()'s default"
+    return "psycogreen.patch_psycopg() looks names up off the loop"
+
+
+def _remarks(status: Status, figures: Figures, seconds: float) -> Iterator[str]:
+    # Other stalls of connecting are among the problems already.
+    off_loop = figures.resolved_by in (None, "psycogreen")
+    stall = figures.connect_stall or 0
+    if status.callback and off_loop and stands_still(stall, seconds):
+        yield (
+            f"connecting blocks: the loop stood still for {stall:.2f} s while "
+            "connections were opened, in what libpq does by itself (Kerberos, TLS, "
+            "passwords); keep connections open, in a pool"
+        )
     if figures.connect_timeout_honoured is False:
         yield (
             "connect_timeout is not honoured: a server that does not answer keeps a "

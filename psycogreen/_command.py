@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -33,17 +34,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command != "check":
         print("\n".join(_overview.lines()))
         return 0
+    # Ctrl-C just ends it: no hub, and no query, is to make something of it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         report = _run_check(given)
     except (CannotCheck, ImportError, ValueError, RuntimeError, psycopg2.Error) as ex:
-        # libpq's messages have several lines.
-        print("psycogreen: cannot check:", " ".join(str(ex).split()), file=sys.stderr)
+        print("psycogreen: cannot check:", _one_line(ex), file=sys.stderr)
         return NOT_CHECKED
     if given.json:
         print(json.dumps(_report.as_dict(report), indent=2))
     else:
         print("\n".join(_report.lines(report, colours=sys.stdout.isatty())))
     return COOPERATIVE if report.cooperative else BLOCKING
+
+
+def _one_line(error: Exception) -> str:
+    """Return what *error* says; libpq's messages have several lines."""
+    lines = (" ".join(line.split()) for line in str(error).splitlines())
+    return "; ".join(filter(None, lines))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,7 +162,7 @@ def _import_app(name: str) -> None:
     """Import the module; the name of an object in it, ``module:app``, is let be."""
     try:
         import_module(name.partition(":")[0])
-    except Exception as ex:
+    except (Exception, SystemExit) as ex:
         msg = f"--app {name!r} cannot be imported: {type(ex).__name__}: {ex}"
         raise CannotCheck(msg) from ex
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
+from psycopg2.extensions import parse_dsn
 
 from psycogreen import _native
 from psycogreen._connecting import named_hosts
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from psycogreen._loops import Loop
 
+_CONNECT_TIMEOUT = 10  # seconds for each host, if nobody has set a limit
 _DEADLINE = 1  # seconds that a silent server is given; libpq counts in whole ones
 _PATIENCE = 5.0  # seconds after which nobody thinks that this was honoured
 
@@ -31,7 +34,10 @@ class Figures:
     """Seconds from the first query to the last answer."""
 
     longest_stall: float | None = None
-    """The longest time, in seconds, that the loop stood still."""
+    """The longest time, in seconds, that the loop stood still during the queries."""
+
+    connect_stall: float | None = None
+    """The longest time, in seconds, that it did while the connections were opened."""
 
     resolved_by: str | None = None
     """Who has found the addresses of the host names: ``"psycogreen"``, ``"libpq"``,
@@ -52,6 +58,8 @@ def measure(
         with loop.ticking() as ticker:
             say(f"opening {queries} connections")
             loop.run_all([partial(_connect, dsn, opened)] * queries)
+            connect_stall = ticker.stall()
+            ticker.reset()
             say(f"running {queries} queries of {seconds:g} s at once")
             begin = time.monotonic()
             loop.run_all([partial(_query, conn, seconds) for conn in opened])
@@ -68,6 +76,7 @@ def measure(
     return Figures(
         wall_time=wall_time,
         longest_stall=stall,
+        connect_stall=connect_stall,
         resolved_by=resolved_by,
         connect_timeout_honoured=honoured,
     )
@@ -79,7 +88,11 @@ def stands_still(stall: float, seconds: float) -> bool:
 
 
 def _connect(dsn: str, opened: list[connection]) -> None:
-    opened.append(psycopg2.connect(dsn, fallback_application_name="psycogreen check"))
+    limited = "connect_timeout" in parse_dsn(dsn) or "PGCONNECT_TIMEOUT" in os.environ
+    options: dict[str, Any] = {"fallback_application_name": "psycogreen check"}
+    if not limited:
+        options["connect_timeout"] = _CONNECT_TIMEOUT
+    opened.append(psycopg2.connect(dsn, **options))
 
 
 def _query(conn: connection, seconds: float) -> None:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
@@ -85,7 +86,9 @@ def _gunicorn_workers() -> str:
 
 
 def _uwsgi() -> tuple[str | None, str]:
-    program = shutil.which("uwsgi")
+    # This environment's first: nobody may have activated it.
+    path = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
+    program = shutil.which("uwsgi", path=os.pathsep.join(path))
     if program is None:
         return None, ""
     answer = subprocess.run(

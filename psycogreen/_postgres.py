@@ -82,6 +82,7 @@ def postgres(
         "settings": dict(settings or {}),
         "hba": list(hba),
     }
+    find_programs()  # if there are none, that is said here
     # -P: the keeper is to import this installed package, whatever lies in the
     # current directory. A session of its own, lest the Ctrl-C that is meant
     # for its owner reach it first.

@@ -52,9 +52,17 @@ def _rows(report: CheckReport) -> Iterator[tuple[str, str]]:
     yield "monkey patch", "in force" if status.monkey_patched else "none"
     if report.longest_stall is not None:
         yield "wall time", f"{report.wall_time:.2f} s"
-        yield "longest stall", f"{report.longest_stall * 1000:.0f} ms of the loop"
+        yield "longest stall", _stalls(report)
         yield "name resolution", _resolution(report.resolved_by)
         yield "connect_timeout", _honoured(report.connect_timeout_honoured)
+
+
+def _stalls(report: CheckReport) -> str:
+    querying, connecting = report.longest_stall or 0, report.connect_stall or 0
+    return (
+        f"{querying * 1000:.0f} ms of the loop; {connecting * 1000:.0f} ms while "
+        "connecting"
+    )
 
 
 def _resolution(resolved_by: str | None) -> str:

@@ -119,6 +119,7 @@ def distributions(tmp_path_factory):
     return wheel, sdist
 
 
+@pytest.fixture(scope="session")
 def authority() -> trustme.CA:
     """A certificate authority of the tests' own."""
     return trustme.CA()
@@ -173,15 +174,26 @@ def environment(server: Server) -> dict[str, str]:
 
 
 @pytest.fixture
-def serve_uwsgi(server: Server) -> Callable[..., AbstractContextManager[HttpServer]]:
-    """`servers.uwsgi` with the build of that name, or skip and say what is missing."""
+def find_uwsgi() -> Callable[[str], uwsgi_builds.Build]:
+    """Find the build of that name, or skip and say what is missing."""
 
-    def serve(name: str, engine: str | None, *options: str, **env: str):
+    def find(name: str) -> uwsgi_builds.Build:
         try:
-            build = _find_build(name)
+            return _find_build(name)
         except uwsgi_builds.Unavailable as ex:
             pytest.skip(str(ex))
-        return uwsgi(build, engine, *options, env={"DSN": server.dsn, **env})
+
+    return find
+
+
+@pytest.fixture
+def serve_uwsgi(
+    server: Server, find_uwsgi: Callable[[str], uwsgi_builds.Build]
+) -> Callable[..., AbstractContextManager[HttpServer]]:
+    """`servers.uwsgi` with the build of that name."""
+
+    def serve(name: str, engine: str | None, *options: str, **env: str):
+        return uwsgi(find_uwsgi(name), engine, *options, env={"DSN": server.dsn, **env})
 
     return serve
 

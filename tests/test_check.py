@@ -4,8 +4,11 @@ import json
 import os
 import pty
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 
 import psycopg2
@@ -182,6 +185,75 @@ def test_resolver_that_blocks(check_app):
     assert "GEVENT_RESOLVER" in report["problems"][0]
 
 
+REMEDIES = {
+    "patch_psycopg() looks names up off the loop": "import eventlet; eventlet.monkey_patch()",
+    "leave resolve_hosts=True": GEVENT + PSYCOGREEN.format("resolve_hosts=False"),
+}
+
+
+@pytest.mark.parametrize("remedy", REMEDIES)
+def test_remedy_for_the_name_resolution(check_app, remedy):
+    """The remedy goes by what is installed."""
+    [problem] = check_app(REMEDIES[remedy])["problems"]
+    assert problem.startswith("name resolution blocks: libpq itself")
+    assert remedy in problem
+
+
+def test_service_file(check_app, server, tmp_path):
+    """Names from a service file are libpq's to look up, whatever is installed."""
+    (tmp_path / "services").write_text(
+        f"[here]\nhost=localhost\nport={server.port}\nuser=postgres\ndbname=postgres\n"
+    )
+    services = {"PGSERVICEFILE": str(tmp_path / "services")}
+    report = check_app(GEVENT + PSYCOGREEN.format(""), "service=here", **services)
+    [problem] = report["problems"]
+    assert problem.startswith("name resolution blocks: libpq itself")
+    assert "not in a service file" in problem
+
+
+SLOW_RESOLVER = """
+import _socket
+resolve = _socket.getaddrinfo
+def slow(*args):
+    monkey.get_original("time", "sleep")(0.2)
+    return resolve(*args)
+_socket.getaddrinfo = slow
+"""
+
+
+def test_stall_while_connecting(check_app):
+    """What stops the loop while it connects is not laid at the callback's door."""
+    code = (
+        "from gevent import monkey\n" + SLOW_RESOLVER + GEVENT + PSYCOGREEN.format("")
+    )
+    report = check_app(code, GEVENT_RESOLVER="block")
+    assert causes(report) == ["name resolution blocks"]
+    assert report["connect_stall"] > 0.19
+    assert report["longest_stall"] < 0.15
+    report = check_app(code)
+    assert causes(report) == []
+    assert report["connect_stall"] < 0.15
+
+
+SLOW_LIBPQ = """
+import time
+import psycopg2
+connect = psycopg2._connect
+def slow(*args, **options):
+    monkey.get_original("time", "sleep")(0.2)
+    return connect(*args, **options)
+psycopg2._connect = slow
+"""
+
+
+def test_stall_of_libpq_while_connecting(check_app):
+    """What libpq does by itself, such as asking Kerberos, is remarked upon."""
+    report = check_app(GEVENT + SLOW_LIBPQ + PSYCOGREEN.format(""))
+    assert report["verdict"] == "cooperative"
+    [remark] = report["remarks"]
+    assert remark.startswith("connecting blocks: the loop stood still for 0.")
+
+
 def test_callback_of_eventlets_own(check_app, dsn):
     """What eventlet brings along lets others run, but knows no connect_timeout."""
     report = check_app("import eventlet; eventlet.monkey_patch()", dsn)
@@ -261,19 +333,59 @@ UNCHECKED = {
     "no such host": (("host=no-such-host.invalid",), "could not translate host name"),
     "DSN and --embedded": (("dbname=x", "--embedded"), "either DSN or --embedded"),
     "no such module": (("--app=no_such_module",), "--app 'no_such_module' cannot be"),
+    "a module that exits": (
+        ("--app=exiting",),
+        "--app 'exiting' cannot be imported: SystemExit: no",
+    ),
+    "no server to start": (("--embedded",), "PSYCOGREEN_POSTGRES='none': it must be"),
 }
 
 
 @pytest.mark.parametrize("case", UNCHECKED)
-def test_cannot_check(command, case):
+def test_cannot_check(command, tmp_path, case):
     """What cannot be checked is told in one line, with an exit status of its own."""
     arguments, expected = UNCHECKED[case]
-    result = command("check", *arguments)
+    (tmp_path / "exiting.py").write_text("raise SystemExit('no configuration')")
+    result = command("check", *arguments, PSYCOGREEN_POSTGRES="none")
     assert (result.returncode, result.stdout) == (2, "")
     [*steps, line] = result.stderr.splitlines()
     assert line.startswith("psycogreen: cannot check: ")
     assert expected in line
     assert all(step.startswith("psycogreen: ") for step in steps)
+
+
+@pytest.fixture
+def silent():
+    """A server that takes connections and never answers: its connection string."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"host=127.0.0.1 port={listener.getsockname()[1]} user=x"
+
+
+@pytest.mark.parametrize("limit", ["", "3"])
+def test_silent_server(command, silent, limit):
+    """A server that does not answer is given up, soon or when the user says so."""
+    begin = time.monotonic()
+    env = {"PGCONNECT_TIMEOUT": limit} if limit else {}
+    result = command("check", silent, **env)
+    took = time.monotonic() - begin
+    assert result.returncode == 2
+    assert "timeout expired" in result.stderr.splitlines()[-1]
+    assert took < 60
+    assert took > (2.9 if limit else 9.9)
+
+
+def test_ctrl_c(silent):
+    """Ctrl-C ends it at once, without a traceback."""
+    command = [sys.executable, "-P", "-m", "psycogreen", "check", silent]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        first = process.stderr.readline()
+        time.sleep(0.2)  # to be connecting
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert (first, rest) == ("psycogreen: opening 10 connections\n", "")
+    assert process.returncode == -signal.SIGINT
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,13 @@
 import os
 import re
 import subprocess
-import textwrap
 from pathlib import Path
 
 import pytest
 from conftest import TESTS
 from load import requests
+from pages import PAGES, ROOT, code_blocks
 from servers import HttpServer
-
-ROOT = TESTS.parent
-PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
 
 # Pages whose code needs a server's own process; the server's tests run it.
 ELSEWHERE = {"uwsgi.rst": "test_uwsgi.py"}
@@ -28,16 +25,6 @@ cursor = connection.cursor()
 cursor.execute("create temporary table numbers (n int, name text)")
 """
 }
-
-
-def code_blocks(path, language):
-    """Return the blocks of a language in a reStructuredText file."""
-    found = re.findall(
-        rf"^( *)\.\. code-block:: {language}\n\n((?:\1    ?.*\n|\n)+)",
-        path.read_text(),
-        re.MULTILINE,
-    )
-    return [textwrap.dedent(block) for _, block in found]
 
 
 @pytest.fixture
@@ -72,11 +59,22 @@ def test_promise(python, libpq):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_other_languages(path):
-    """What is not Python is for a shell, or the text of a file of settings."""
-    languages = set(re.findall(r"\.\. code-block:: *(\S*)", path.read_text()))
-    assert languages <= {"python", "console", "ini"}
+    """What is not Python is for a shell, or said to be plain text."""
+    text = path.read_text()
+    languages = set(re.findall(r"\.\. code-block:: *(\S*)", text))
+    assert languages <= {"python", "console", "text"}
+    # A paragraph that ends so begins a block of which nobody knows what it is.
+    assert not re.findall(r"^(?! *\.\. ).*::$", text, re.MULTILINE)
     if elsewhere := ELSEWHERE.get(path.name):
-        assert (TESTS / elsewhere).exists()
+        assert path.name in (TESTS / elsewhere).read_text()
+
+
+@pytest.mark.parametrize("path", PAGES[1:], ids=lambda path: path.name)
+def test_links(path):
+    """A page links to others by their title: their files are not on the web."""
+    assert not re.findall(
+        r"<(?!https?:)[\w./-]+(?:\.rst|\.py|\.ini|/\w+)>`_", path.read_text()
+    )
 
 
 def test_examples_are_tested():

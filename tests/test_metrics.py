@@ -103,3 +103,40 @@ def test_written_twice(python, tmp_path):
         "    raise AssertionError",
         PROMETHEUS_MULTIPROC_DIR=str(tmp_path),
     )
+
+
+@pytest.mark.parametrize("framework", ["gevent", "eventlet"])
+def test_written_after_a_fork(python, tmp_path, framework):
+    """A fork does not go on writing, though it inherits the greenlet that does.
+
+    It may register anew, and then begins at zero.
+    """
+    patch = {
+        "gevent": "from gevent import monkey, sleep; monkey.patch_all()",
+        "eventlet": "import eventlet; eventlet.monkey_patch(); sleep = eventlet.sleep",
+    }
+    output = python(
+        f"{patch[framework]}\n"
+        "import psycogreen; psycogreen.patch_psycopg()\n"
+        "import os, psycopg2, warnings\n"
+        "from psycogreen.integrations import metrics\n"
+        "warnings.simplefilter('ignore')  # of the fork\n"
+        "psycopg2.connect(os.environ['DSN']).close()\n"
+        "metrics.register(interval=0.05)\n"
+        "sleep(0.2)\n"
+        "if not (pid := os.fork()):\n"
+        "    sleep(0.2)\n"
+        "    print(*os.listdir(os.environ['PROMETHEUS_MULTIPROC_DIR']), flush=True)\n"
+        "    metrics.register(interval=0.05)\n"
+        "    sleep(0.2)\n"
+        "    os._exit(0)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0\n"
+        "print(os.getpid(), pid)",
+        PROMETHEUS_MULTIPROC_DIR=str(tmp_path),
+    )
+    written, pids = output.splitlines()
+    parent, child = pids.split()
+    kinds = ["counter", "gauge_livemax", "gauge_livesum"]
+    assert sorted(written.split()) == [f"{kind}_{parent}.db" for kind in kinds]
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {f"{kind}_{pid}.db" for kind in kinds for pid in (parent, child)}

@@ -1,6 +1,9 @@
 """Pools of connections, green: what waits, what fails, what is left."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 
@@ -200,6 +203,27 @@ def test_django_connections_multiply(django, dsn):
         assert len(seen) == 10
         requests(30, f"{server.url}/sleep/100")
         assert backends(dsn, "select pg_backend_pid(), pg_sleep%") > 10
+
+
+def test_django_commands(dsn):
+    """A management command blocks as usual, and is green where it is asked to be."""
+    pytest.importorskip("django")
+    code = "import psycogreen; print(psycogreen.status().framework)"
+    arguments = ("manage.py", "shell", "--verbosity=0", "--command", code)
+
+    def run(*command, **env):
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT / "examples" / "django_project",
+            env={**os.environ, "DSN": dsn, **env},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    assert run(*arguments) == "None"
+    assert run("-m", "gevent.monkey", *arguments, PSYCOGREEN="gevent") == "gevent"
+    assert "no issues" in run("manage.py", "check", "--database", "default")
 
 
 needs_pgbouncer = pytest.mark.skipif(

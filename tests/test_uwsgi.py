@@ -5,13 +5,16 @@ import os
 import random
 import re
 import signal
+import subprocess
+import textwrap
 import time
 from pathlib import Path
 
 import pytest
 from load import request, request_all, requests
+from pages import code_blocks
 from servers import ROOT
-from uwsgi_builds import OTHER_PYTHONS
+from uwsgi_builds import OTHER_PYTHONS, UWSGI
 
 INSTALLED = (
     r"psycogreen: (gevent|uwsgi) wait callback installed(?: \((\w+)\))?"
@@ -406,3 +409,36 @@ def test_docs_have_the_log_lines():
         "psycogreen: warning: a request under uGreen that waits for the rest",
     ):
         assert line in text
+
+
+def test_overview(find_uwsgi, tmp_path):
+    """``python -m psycogreen`` finds its environment's uWSGI, on the PATH or not."""
+    build = find_uwsgi("pypi")
+    result = subprocess.run(
+        [build.python, "-P", "-m", "psycogreen"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.search(
+        rf"^uWSGI +{re.escape(UWSGI)} +{build.program}$", result.stdout, re.MULTILINE
+    )
+
+
+def test_code_of_the_page(serve_uwsgi, server, tmp_path):
+    """The Python of docs/uwsgi.rst does what it says, in a request."""
+    waits, bounds = code_blocks(ROOT / "docs" / "uwsgi.rst", "python")
+    (tmp_path / "page_app.py").write_text(
+        "def application(environ, start_response):\n"
+        + textwrap.indent(waits, "    ")
+        + "    start_response('200 OK', [])\n"
+        "    return [b'done']\n" + bounds
+    )
+    options = (f"--pythonpath={tmp_path}", "--module=page_app")
+    libpq = {"PGHOST": server.host, "PGPORT": str(server.port), "PGUSER": "postgres"}
+    with serve_uwsgi("pypi", "ugreen", *options, **libpq) as uwsgi:
+        results = requests(20, uwsgi.url)
+        assert [result.body for result in results] == ["done"] * 20
+        # One after the other they take 20 s.
+        assert max(result.end for result in results) < 10

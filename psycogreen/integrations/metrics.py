@@ -10,8 +10,8 @@ gunicorn's ``--preload``, in ``post_worker_init``.
 
 from __future__ import annotations
 
+import _thread
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -89,8 +89,8 @@ def register(registry: CollectorRegistry = REGISTRY, *, interval: float = 1.0) -
         msg = "psycogreen's figures are written in this process already"
         raise ValueError(msg)
     _writing_pid = os.getpid()
-    writer = _Writer(interval)
-    threading.Thread(target=writer.run, name="psycogreen metrics", daemon=True).start()
+    # Not a threading.Thread, which the fork would look for in vain when it ends.
+    _thread.start_new_thread(_Writer(interval).run, ())
 
 
 class _Collector:
@@ -112,6 +112,7 @@ class _Writer:
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
+        self._pid = os.getpid()
         self._last = {figure.name: 0.0 for figure in _COUNTERS}
         # No registry: the one that collects reads the files of all processes.
         self._counters = {
@@ -122,7 +123,8 @@ class _Writer:
         self._longest_wait = _gauge(_LONGEST_WAIT, "livemax")
 
     def run(self) -> None:
-        while True:
+        # A greenlet goes on in a fork of its process, whose figures begin at zero.
+        while os.getpid() == self._pid:
             self.write(status())
             time.sleep(self._interval)
 

@@ -12,4 +12,4 @@ __all__ = ["app"]
 def sleep_long() -> None:
     """Wait much longer than anybody has time."""
     connection = psycopg2.connect(os.environ["DSN"], application_name="sleep_long")
-    connection.cursor().execute("select pg_sleep(60)")
+    connection.cursor().execute("select pg_sleep(60) /* a task */")
