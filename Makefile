@@ -32,7 +32,20 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/bench .venv/demo .venv/docs .venv/matrix .venv/test: $(SOURCES) | .venv
+# What a query costs, counted by valgrind. After a change that is meant to make it
+# dearer or cheaper, the figures that the check compares with are recorded anew.
+instructions: .venv/bench
+	$(BIN)/python benchmarks/instructions.py
+
+check-instructions: .venv/test
+	$(BIN)/python benchmarks/instructions.py --check
+
+record-instructions: .venv/test
+	$(BIN)/python benchmarks/instructions.py --record
+
+docs: .venv/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	@echo build/docs/index.html
 
 format: .venv/test
 	$(BIN)/ruff check --fix .

@@ -34,9 +34,10 @@ from psycogreen._postgres import postgres
 
 RECORD = Path(__file__).with_suffix(".json")
 TOLERANCE = 0.05
-GUARDED = ["gevent", "eventlet"]
+GUARDED = ["gevent", "gevent-pure", "eventlet", "eventlet-pure"]
 GREENLETS = 10
 REPETITIONS = 5
+RETRIES = 2
 LIBRARIES = ["gevent", "eventlet", "greenlet", "psycopg2-binary"]
 
 
@@ -121,13 +122,26 @@ def check(dsn: str) -> int:
         return 0
     status = 0
     for way, recorded in record["instructions"].items():
-        found = measure(way, GREENLETS, dsn)
+        found = _least(way, recorded * (1 + TOLERANCE), dsn)
         more = found / recorded - 1
         print(f"{way:16} {found:9,.0f} recorded {recorded:9,.0f} {more:+7.1%}")
         if more > TOLERANCE:
             print(f"a query costs over {TOLERANCE:.0%} more than recorded")
             status = 1
     return status
+
+
+def _least(way: str, enough: float, dsn: str) -> float:
+    """Return what a query costs, measured again if it is more than *enough*.
+
+    A busy machine may add to it, since fewer answers are there at once, and never
+    takes from it.
+    """
+    found = measure(way, GREENLETS, dsn)
+    for _ in range(RETRIES):
+        if found > enough:
+            found = min(found, measure(way, GREENLETS, dsn))
+    return found
 
 
 def record(dsn: str) -> None:
