@@ -39,7 +39,7 @@ class _Figure:
 _COUNTERS = [
     _Figure(
         "psycogreen_waits",
-        "Waits for PostgreSQL that have begun: queries, commits, connection attempts.",
+        "Waits for PostgreSQL that have ended: queries, commits, connection attempts.",
         lambda status: status.waits,
     ),
     _Figure(

@@ -15,7 +15,7 @@ from psycogreen import _native, _stats
 
 
 def grown(before):
-    """Return how many waits have begun, were timed out, and cancelled since *before*."""
+    """Return how many waits have ended, were timed out, and cancelled since *before*."""
     after = psycogreen.status()
     return (
         after.waits - before.waits,
