@@ -15,7 +15,7 @@ from importlib import import_module
 
 from psycopg2.extensions import get_wait_callback
 
-from psycogreen import _blocking, _cancel, _connecting, _hot, _stats
+from psycogreen import _blocking, _cancel, _connecting, _stats
 from psycogreen._engine import engine
 from psycogreen._errors import PatchConflict
 from psycogreen._stats import logger
@@ -59,8 +59,8 @@ class Status:
     """Whether a query is cancelled on the server when its wait is interrupted."""
 
     compiled: bool
-    """Whether the wait runs in C; else in Python, because it was not compiled or the
-    environment has ``PSYCOGREEN_PURE=1``."""
+    """Whether it waits in C. If psycogreen's callback waits in Python, it was not
+    compiled or the environment has ``PSYCOGREEN_PURE=1``."""
 
     waiting: int
     """How many connections are waited for now."""
@@ -140,6 +140,7 @@ def unpatch_psycopg() -> None:
 def status() -> Status:
     """Return how psycopg2 waits in this process, at this moment."""
     callback = get_wait_callback()
+    own = _owner(callback, _OWN)
     framework = _owner(callback, _OWN | _BUILTIN)
     patched = monkey_patched()
     connect = _connecting.installed()
@@ -151,8 +152,8 @@ def status() -> Status:
         monkey_patched=framework in patched if framework else bool(patched),
         pid=os.getpid(),
         resolve_hosts=bool(callback and connect and connect.resolve),
-        cancel_interrupted=bool(_owner(callback, _OWN) and _cancel.enabled),
-        compiled=_hot.compiled,
+        cancel_interrupted=bool(own and _cancel.enabled),
+        compiled=own is not None and _compiled(),
         waiting=len(ages),
         longest_wait=max(ages, default=0.0),
         waits=_stats.waits(),
@@ -231,6 +232,13 @@ def _detect() -> str:
 
 def _names() -> str:
     return ", ".join(map(repr, FRAMEWORKS))
+
+
+def _compiled() -> bool:
+    # Not earlier: it imports greenlet.
+    from psycogreen import _hot
+
+    return _hot.compiled
 
 
 def _owner(callback: object, modules: dict[str, str]) -> str | None:

@@ -87,6 +87,7 @@ def test_by_name(run, framework):
             pid=os.getpid(),
             resolve_hosts=True,
             cancel_interrupted=True,
+            compiled=True,
             waiting=0,
             longest_wait=0.0,
             waits=0,

@@ -10,7 +10,11 @@ import pytest
 from conftest import TESTS
 
 SOURCE = TESTS.parent / "psycogreen" / "_speedups.c"
-PRINT = "import psycogreen; print(psycogreen.status().compiled)"
+PRINT = """
+import psycogreen
+psycogreen.patch_psycopg("gevent")
+print(psycogreen.status().compiled)
+"""
 
 
 def test_compiled(python):
@@ -30,12 +34,11 @@ def test_not_compiled(python):
 import sys
 sys.modules["psycogreen._speedups"] = None
 from gevent import monkey; monkey.patch_all()
-import os, psycogreen, psycopg2
-psycogreen.patch_psycopg()
+import os, psycopg2
+{PRINT}
 cursor = psycopg2.connect(os.environ["DSN"]).cursor()
 cursor.execute("select 42")
 assert cursor.fetchone() == (42,)
-{PRINT}
 """
     assert python(program).strip() == "False"
 
@@ -48,7 +51,8 @@ def test_old_greenlet(python):
 
 def test_without_greenlet(python):
     """Nor without greenlet, which uWSGI's uGreen does not need."""
-    program = "import sys; sys.modules['greenlet'] = None\n" + PRINT
+    program = "import sys; sys.modules['greenlet'] = None; "
+    program += "from psycogreen import _hot; print(_hot.compiled)"
     assert python(program).strip() == "False"
 
 

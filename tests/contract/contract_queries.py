@@ -16,10 +16,12 @@ SLEEP = "pg_sleep(0.1)"
 
 
 def test_backend(green):
-    """The loop is the one that was asked for, not a default."""
-    asked = BACKENDS[os.environ["PSYCOGREEN_TEST_BACKEND"]]
-    [name] = asked.values()
-    assert name.split("-")[0] in green.loop_name()
+    """The loop, and the wait, are those that were asked for, not a default."""
+    [(variable, value)] = BACKENDS[os.environ["PSYCOGREEN_TEST_BACKEND"]].items()
+    pure = variable == "PSYCOGREEN_PURE"
+    assert psycogreen.status().compiled is not pure
+    if not pure:
+        assert value.split("-")[0] in green.loop_name()
 
 
 def test_status(green):
