@@ -77,6 +77,40 @@ typedef struct {
 static struct PyModuleDef definition;
 
 
+/* ---- exceptions ------------------------------------------------------------ */
+
+/* Return the exception that is set, a new reference, and clear it; NULL without one. */
+static PyObject *
+take_raised(void)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type, *value, *traceback;
+
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (value && traceback) {
+        PyException_SetTraceback(value, traceback);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+#endif
+}
+
+/* Set an exception, whose reference is taken over, with the traceback that it has. */
+static void
+raise_again(PyObject *value)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    PyErr_SetRaisedException(value);
+#else
+    PyErr_Restore(Py_NewRef(Py_TYPE(value)), value, PyException_GetTraceback(value));
+#endif
+}
+
+
 /* ---- entries --------------------------------------------------------------- */
 
 static int
@@ -429,6 +463,23 @@ poll_connection(State *state, PyObject *conn, int *code)
     return result;
 }
 
+/* Tell the loop that nobody waits. Return 0, or -1 with an exception set. One that is
+   set already stays, unless this raises another. */
+static int
+release(State *state, Set *set)
+{
+    PyObject *raised = take_raised();
+
+    if (call_method(set->loop, state->release) < 0) {
+        Py_XDECREF(raised);
+        return -1;
+    }
+    if (raised) {
+        raise_again(raised);
+    }
+    return 0;
+}
+
 /* Let the hub run. A greenlet of the plain type does what hub.switch() would do if
    it switches there directly, provided that the hub's greenlet runs. The set, which
    the entry in the caller's frame holds, holds the hub. Return what has been passed
@@ -449,7 +500,7 @@ switch_to_hub(State *state, Entry *entry)
 {
     Set *set = entry->epoll_set;
     PyObject *result;
-    PyObject *type, *value, *traceback;
+    int status;
 
     /* Nobody else has set it: change() refuses. */
     entry->waiter = (PyObject *)PyGreenlet_GetCurrent();
@@ -461,21 +512,12 @@ switch_to_hub(State *state, Entry *entry)
     /* Whoever switches back: poll() tells if it was in time. */
     Py_CLEAR(entry->waiter);
     set->waiting--;
-    if (set->waiting) {
-        Py_XDECREF(result);
-        return result ? 0 : -1;
-    }
-    PyErr_Fetch(&type, &value, &traceback);
-    if (call_method(set->loop, state->release) < 0) {
-        Py_XDECREF(type);
-        Py_XDECREF(value);
-        Py_XDECREF(traceback);
-        Py_XDECREF(result);
-        return -1;
-    }
-    PyErr_Restore(type, value, traceback);
+    status = result ? 0 : -1;
     Py_XDECREF(result);
-    return result ? 0 : -1;
+    if (!set->waiting && release(state, set) < 0) {
+        status = -1;
+    }
+    return status;
 }
 
 /* Wait until the entry's socket is as poll() has asked. Return 0, or -1 with an
@@ -564,32 +606,23 @@ find_elsewhere(State *state, Wait *self, PyObject *conn, PyObject *wanted,
 static PyObject *
 handle_failure(Wait *self, PyObject *conn, Entry *entry)
 {
-    PyObject *type, *value, *traceback, *former, *anew;
-    PyObject *result = NULL;
+    PyObject *raised = take_raised();
+    PyObject *former = PyErr_GetHandledException();
+    PyObject *anew, *result = NULL;
 
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    if (traceback) {
-        PyException_SetTraceback(value, traceback);
-    }
-    former = PyErr_GetHandledException();
-    PyErr_SetHandledException(value);
-    anew = PyObject_CallFunctionObjArgs(self->failed, conn, entry, value, NULL);
+    PyErr_SetHandledException(raised);
+    anew = PyObject_CallFunctionObjArgs(self->failed, conn, entry, raised, NULL);
     if (anew == Py_True) {
         result = PyObject_CallOneArg((PyObject *)self, conn);
     }
     PyErr_SetHandledException(former);
     Py_XDECREF(former);
-    if (anew == Py_True || !anew) {
-        Py_XDECREF(anew);
-        Py_XDECREF(type);
-        Py_XDECREF(value);
-        Py_XDECREF(traceback);
-        return result;
+    if (anew && anew != Py_True) {
+        raise_again(Py_NewRef(raised));
     }
-    Py_DECREF(anew);
-    PyErr_Restore(type, value, traceback);
-    return NULL;
+    Py_DECREF(raised);
+    Py_XDECREF(anew);
+    return result;
 }
 
 /* Return the same as Python's time.monotonic(). */
