@@ -6,7 +6,7 @@ SOURCES = pyproject.toml setup.py _psycogreen_plugin.py \
     $(shell find psycogreen -type f -not -name '*.pyc')
 
 .PHONY: demo uwsgi test test-matrix faults docs lint format build clean \
-    instructions check-instructions record-instructions
+    bench instructions check-instructions record-instructions
 
 demo: .venv/demo
 	PYTHONPATH=tools $(BIN)/python demo
@@ -32,7 +32,24 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/bench .venv/demo .venv/docs .venv/matrix .venv/test: $(SOURCES) | .venv
+docs: .venv/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	@echo build/docs/index.html
+
+# psycogreen beside what else there is, in about ten minutes: docs/benchmarks.rst
+bench: .venv/bench
+	PYTHONPATH=tools $(BIN)/python benchmarks
+
+# What a query costs, counted by valgrind. After a change that is meant to make it
+# dearer or cheaper, the figures that the check compares with are recorded anew.
+instructions: .venv/bench
+	$(BIN)/python benchmarks/instructions.py
+
+check-instructions: .venv/test
+	$(BIN)/python benchmarks/instructions.py --check
+
+record-instructions: .venv/test
+	$(BIN)/python benchmarks/instructions.py --record
 
 format: .venv/test
 	$(BIN)/ruff check --fix .
