@@ -90,18 +90,28 @@ _FORMER = {"PYTHONPATH": str(FORMER)}
 
 WAYS = {
     "gevent": Way("psycogreen, gevent", "gevent", "psycogreen"),
-    "gevent-pure": Way("… in pure Python", "gevent", "psycogreen", env=_PURE),
+    "gevent-pure": Way(
+        "psycogreen, gevent, pure Python", "gevent", "psycogreen", env=_PURE
+    ),
     "gevent-libuv": Way(
-        "… on libuv", "gevent", "psycogreen", env={"GEVENT_LOOP": "libuv-cffi"}
+        "psycogreen, gevent on libuv",
+        "gevent",
+        "psycogreen",
+        env={"GEVENT_LOOP": "libuv-cffi"},
     ),
     "gevent-1.0.2": Way(
         "psycogreen 1.0.2, gevent", "gevent", "psycogreen.gevent", env=_FORMER
     ),
     "psycopg3": Way("psycopg 3, gevent", "gevent", driver="psycopg"),
     "eventlet": Way("psycogreen, eventlet", "eventlet", "psycogreen"),
-    "eventlet-pure": Way("… in pure Python", "eventlet", "psycogreen", env=_PURE),
+    "eventlet-pure": Way(
+        "psycogreen, eventlet, pure Python", "eventlet", "psycogreen", env=_PURE
+    ),
     "eventlet-asyncio": Way(
-        "… on asyncio", "eventlet", "psycogreen", env={"EVENTLET_HUB": "asyncio"}
+        "psycogreen, eventlet on asyncio",
+        "eventlet",
+        "psycogreen",
+        env={"EVENTLET_HUB": "asyncio"},
     ),
     "eventlet-1.0.2": Way(
         "psycogreen 1.0.2, eventlet", "eventlet", "psycogreen.eventlet", env=_FORMER

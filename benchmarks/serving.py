@@ -1,0 +1,86 @@
+"""How one gunicorn worker serves requests that are queries."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import quote_plus
+
+import clients
+from figures import Figures
+from load import request
+from processes import memory, peak_memory, worker_pid
+from rich.progress import track
+from scale import Scale
+from servers import HttpServer, gunicorn
+from ways import ROOT, WAYS
+
+WORKERS = {
+    "gevent": ["-k", "gevent"],
+    "gevent-1.0.2": ["-k", "gevent"],
+    "threads": ["-k", "gthread", "--threads=50"],
+}
+
+# What is requested, and by how many at once: what keeps the processor busy, and what
+# waits, for more than there are threads.
+LOADS = [("select 1", 50), ("select pg_sleep(0.1)", 200)]
+
+# gthread has no chance with the sleepers: it would take as many seconds as a thread
+# gets requests.
+GREEN = [way for way in WORKERS if way != "threads"]
+BATCHES = 3
+
+
+def measure_requests(figures: Figures, scale: Scale, dsn: str) -> None:
+    """Load a worker with requests."""
+    runs = itertools.product(range(scale.serving_rounds), LOADS, WORKERS)
+    for _, (sql, count), way in track(list(runs), "requests"):
+        with _serve(way, dsn) as server:
+            clients.at_once(server, _target(sql), count)  # opens the connections
+            rate, p99 = clients.load(server, _target(sql), count, scale.seconds)
+        case = f"{sql}, {count} clients"
+        figures.add("requests", case, way, rate)
+        figures.add("p99", case, way, p99 * 1000)
+
+
+def measure_sleepers(figures: Figures, scale: Scale, dsn: str) -> None:
+    """Let very many requests wait at once, over connections opened before."""
+    sql = f"select pg_sleep({scale.sleep})"
+    case = f"{scale.sleepers:,} x {sql}"
+    runs = itertools.product(range(scale.sleepers_rounds), GREEN)
+    for _, way in track(list(runs), "requests that sleep"):
+        with _serve(way, dsn) as server:
+            _open_connections(server, scale.sleepers)
+            pid = worker_pid(server)
+            before = memory(pid)
+            for batch in range(BATCHES):
+                wall = clients.at_once(server, _target(sql), scale.sleepers)
+                figures.add("sleepers", f"{case}, seconds", way, wall)
+                if batch == 0:  # later ones reuse the memory
+                    peak = peak_memory(pid)
+                    more = (peak - before) / scale.sleepers
+                    figures.add("sleepers", "kB a request", way, more / 1000)
+                    figures.add("sleepers", "MB in all", way, peak / 1e6)
+
+
+@contextmanager
+def _serve(way: str, dsn: str) -> Iterator[HttpServer]:
+    options = [
+        *WORKERS[way],
+        "--worker-connections=1200",
+        f"--pythonpath={ROOT / 'benchmarks'}",
+    ]
+    env = {**WAYS[way].env, "WAY": way, "DSN": dsn}
+    with gunicorn("app:app", *options, env=env) as server:
+        yield server
+
+
+def _open_connections(server: HttpServer, count: int) -> None:
+    answer = request(f"{server.url}/open?{count}")
+    if answer.error:
+        raise RuntimeError(answer.error)
+
+
+def _target(sql: str) -> str:
+    return f"/query?{quote_plus(sql)}"
