@@ -53,7 +53,7 @@ def measure(scale: Scale) -> Figures:
     with postgres(max_connections=1100) as server:
         found = Figures(figures.environment(_version(server.dsn)))
         for part in MEASURES:
-            part(found, scale, server.dsn)
+            part(found, scale, server)
     return found
 
 

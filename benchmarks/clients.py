@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,24 @@ from servers import HttpServer
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1}
 
 
-def load(
-    server: HttpServer, target: str, clients: int, seconds: float
-) -> tuple[float, float]:
-    """Keep so many *clients* requesting *target*, for so many *seconds*.
+@dataclass(frozen=True)
+class Load:
+    """How a server did under load."""
 
-    Return the requests that are answered in a second, and the 99th percentile of
-    the seconds that it takes.
-    """
+    requests: int
+    rate: float
+    """Requests answered in a second."""
+    p99: float
+    """The 99th percentile of the seconds that an answer took."""
+
+
+def load(server: HttpServer, target: str, clients: int, seconds: float) -> Load:
+    """Keep so many *clients* requesting *target*, for so many *seconds*."""
     # wrk takes whole seconds only.
     if shutil.which("wrk") and seconds >= 1:
         return _wrk(server.url + target, clients, seconds)
     told = _client(server, target, clients, seconds)
-    return told["requests"] / told["wall"], told["p99"]
+    return Load(told["requests"], told["requests"] / told["wall"], told["p99"])
 
 
 def at_once(server: HttpServer, target: str, clients: int) -> float:
@@ -47,15 +53,16 @@ def _client(
     return json.loads(_run(sys.executable, program, *map(str, arguments)))
 
 
-def _wrk(url: str, clients: int, seconds: float) -> tuple[float, float]:
+def _wrk(url: str, clients: int, seconds: float) -> Load:
     options = [f"-c{clients}", "-t1", f"-d{seconds:.0f}s", "--latency"]
     text = _run("wrk", *options, url)
     if error := re.search(r"^ *(Non-2xx|Socket errors).*", text, re.MULTILINE):
         msg = f"wrk {url}: {error[0].strip()}"
         raise RuntimeError(msg)
+    requests = re.search(r"(\d+) requests in", text)[1]
     rate = re.search(r"Requests/sec: +([\d.]+)", text)[1]
     p99, unit = re.search(r"99% +([\d.]+)(us|ms|s)", text).groups()
-    return float(rate), float(p99) * _UNITS[unit]
+    return Load(int(requests), float(rate), float(p99) * _UNITS[unit])
 
 
 def _run(*command: str) -> str:

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import psycogreen
+
 LIBRARIES = [
     *("psycogreen", "psycopg2-binary", "psycopg", "gevent", "eventlet", "greenlet"),
     *("cffi", "gunicorn"),
@@ -58,6 +60,7 @@ def environment(postgres: str) -> dict[str, str]:
         "Python": platform.python_version(),
         "PostgreSQL": postgres,
         **{library: version(library) for library in LIBRARIES},
+        "psycogreen compiled": "yes" if psycogreen.status().compiled else "no",
         "HTTP client": "wrk" if shutil.which("wrk") else "benchmarks/client.py",
     }
 

@@ -15,52 +15,53 @@ class Scale:
     """The size of every measure."""
 
     rounds: int
-    """How often all ways take their turn; the figures are medians."""
+    """How often all ways take their turn."""
     greenlets: Sequence[int]
     queries: int
     """How many queries are shared among the greenlets each time."""
     instructions: Sequence[tuple[str, int]]
     """Ways and greenlets for which instructions are counted."""
+    large_rounds: int
     megabytes: int
     """The size of the large result."""
-    seconds: float
-    """How long a worker is loaded with requests."""
     serving_rounds: int
-    """The same as *rounds*, of that."""
+    seconds: float
+    """How long a worker is loaded with requests each time."""
+    sleepers_rounds: int
     sleepers: int
     """How many requests sleep at once."""
     sleep: float
     """Seconds they sleep."""
-    sleepers_rounds: int
-    """How many workers of each way serve them."""
 
 
 FULL = Scale(
     rounds=5,
     greenlets=(1, 10, 50, 500),
-    queries=20_000,
+    queries=10_000,
     instructions=[
         *((way, greenlets) for way in WAYS for greenlets in (1, 10, 50)),
         *((way, 500) for way in OURS),
     ],
+    large_rounds=3,
     megabytes=100,
-    seconds=4,
     serving_rounds=3,
+    seconds=3,
+    sleepers_rounds=3,
     sleepers=1000,
     sleep=1,
-    sleepers_rounds=5,
 )
 
 # Whether all of it works; the figures are good for nothing.
 QUICK = Scale(
     rounds=1,
     greenlets=(10,),
-    queries=200,
+    queries=500,
     instructions=(),
+    large_rounds=1,
     megabytes=1,
-    seconds=0.3,
     serving_rounds=1,
+    seconds=0.3,
+    sleepers_rounds=1,
     sleepers=20,
     sleep=0.1,
-    sleepers_rounds=1,
 )

@@ -10,11 +10,13 @@ from urllib.parse import quote_plus
 import clients
 from figures import Figures
 from load import request
-from processes import memory, peak_memory, worker_pid
+from processes import cpu_time, memory, peak_memory, worker_pid
 from rich.progress import track
 from scale import Scale
 from servers import HttpServer, gunicorn
 from ways import ROOT, WAYS
+
+from psycogreen._postgres import Server
 
 WORKERS = {
     "gevent": ["-k", "gevent"],
@@ -32,36 +34,60 @@ GREEN = [way for way in WORKERS if way != "threads"]
 BATCHES = 3
 
 
-def measure_requests(figures: Figures, scale: Scale, dsn: str) -> None:
+def measure_requests(figures: Figures, scale: Scale, postgres: Server) -> None:
     """Load a worker with requests."""
     runs = itertools.product(range(scale.serving_rounds), LOADS, WORKERS)
     for _, (sql, count), way in track(list(runs), "requests"):
-        with _serve(way, dsn) as server:
+        with _serve(way, postgres.dsn) as server:
             clients.at_once(server, _target(sql), count)  # opens the connections
-            rate, p99 = clients.load(server, _target(sql), count, scale.seconds)
+            before = cpu_time(worker_pid(server))
+            load = clients.load(server, _target(sql), count, scale.seconds)
+            cpu = cpu_time(worker_pid(server)) - before
         case = f"{sql}, {count} clients"
-        figures.add("requests", case, way, rate)
-        figures.add("p99", case, way, p99 * 1000)
+        figures.add("requests", case, way, load.rate)
+        figures.add("p99", case, way, load.p99 * 1000)
+        figures.add("request cpu", case, way, cpu / load.requests * 1e6)
 
 
-def measure_sleepers(figures: Figures, scale: Scale, dsn: str) -> None:
+def measure_sleepers(figures: Figures, scale: Scale, postgres: Server) -> None:
     """Let very many requests wait at once, over connections opened before."""
-    sql = f"select pg_sleep({scale.sleep})"
-    case = f"{scale.sleepers:,} x {sql}"
     runs = itertools.product(range(scale.sleepers_rounds), GREEN)
     for _, way in track(list(runs), "requests that sleep"):
-        with _serve(way, dsn) as server:
+        with _serve(way, postgres.dsn) as server:
             _open_connections(server, scale.sleepers)
-            pid = worker_pid(server)
-            before = memory(pid)
-            for batch in range(BATCHES):
-                wall = clients.at_once(server, _target(sql), scale.sleepers)
-                figures.add("sleepers", f"{case}, seconds", way, wall)
-                if batch == 0:  # later ones reuse the memory
-                    peak = peak_memory(pid)
-                    more = (peak - before) / scale.sleepers
-                    figures.add("sleepers", "kB a request", way, more / 1000)
-                    figures.add("sleepers", "MB in all", way, peak / 1e6)
+            # In this order: later batches reuse the first one's memory.
+            _measure_memory(figures, scale, way, server)
+            _measure_batches(figures, scale, way, server)
+
+
+def _measure_memory(
+    figures: Figures, scale: Scale, way: str, server: HttpServer
+) -> None:
+    pid = worker_pid(server)
+    before = memory(pid)
+    _sleep(server, scale)
+    peak = peak_memory(pid)
+    more = (peak - before) / scale.sleepers
+    figures.add("sleepers", "kB a request", way, more / 1000)
+    figures.add("sleepers", "MB in all", way, peak / 1e6)
+
+
+def _measure_batches(
+    figures: Figures, scale: Scale, way: str, server: HttpServer
+) -> None:
+    pid = worker_pid(server)
+    case = f"{scale.sleepers:,} for {scale.sleep} s each: seconds"
+    for _ in range(BATCHES):
+        before = cpu_time(pid)
+        figures.add("sleepers", case, way, _sleep(server, scale))
+        cpu = cpu_time(pid) - before
+        figures.add("sleepers", "CPU µs a request", way, cpu / scale.sleepers * 1e6)
+
+
+def _sleep(server: HttpServer, scale: Scale) -> float:
+    """Make all requests at once; return the seconds until the last answer."""
+    target = _target(f"select pg_sleep({scale.sleep})")
+    return clients.at_once(server, target, scale.sleepers)
 
 
 @contextmanager

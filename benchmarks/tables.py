@@ -23,6 +23,7 @@ TITLES = {
     "instructions": "Instructions of a query",
     "large": "A large result: seconds",
     "requests": "Requests a second, one worker",
+    "request cpu": "CPU time of a request, µs",
     "p99": "99th percentile of the answer's time, ms",
     "sleepers": "Requests that sleep, one worker",
 }

@@ -1,5 +1,6 @@
 """Processes as Linux sees them."""
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -28,6 +29,12 @@ def memory(pid: int) -> int:
 def peak_memory(pid: int) -> int:
     """Return the most bytes of memory a process has had."""
     return _status(pid, "VmHWM")
+
+
+def cpu_time(pid: int) -> float:
+    """Return the seconds that the processor has run a process, in user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _status(pid: int, name: str) -> int:
