@@ -63,7 +63,9 @@ def write(
     """Print the tables; write them, the figures and the picture."""
     console = Console()
     for table in tables(found):
-        printed = Table(*table.headings, title=table.title, title_justify="left")
+        printed = Table(title=table.title, title_justify="left")
+        for column, heading in enumerate(table.headings):
+            printed.add_column(heading, no_wrap=column == 0)
         for row in table.rows:
             printed.add_row(*row)
         console.print(printed)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ways import WAYS
 
 OURS = ["gevent", "gevent-pure", "eventlet", "eventlet-pure"]
+COMPARED = [*OURS, "gevent-1.0.2", "psycopg3", "eventlet-builtin"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ FULL = Scale(
     greenlets=(1, 10, 50, 500),
     queries=10_000,
     instructions=[
-        *((way, greenlets) for way in WAYS for greenlets in (1, 10, 50)),
+        *((way, 10) for way in WAYS),
+        *((way, greenlets) for way in COMPARED for greenlets in (1, 50)),
+        ("threads", 1),
         *((way, 500) for way in OURS),
     ],
     large_rounds=3,

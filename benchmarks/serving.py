@@ -55,39 +55,25 @@ def measure_sleepers(figures: Figures, scale: Scale, postgres: Server) -> None:
     for _, way in track(list(runs), "requests that sleep"):
         with _serve(way, postgres.dsn) as server:
             _open_connections(server, scale.sleepers)
-            # In this order: later batches reuse the first one's memory.
-            _measure_memory(figures, scale, way, server)
-            _measure_batches(figures, scale, way, server)
+            before = memory(worker_pid(server))
+            for _ in range(BATCHES):
+                _measure_batch(figures, scale, way, server)
+            peak = peak_memory(worker_pid(server))
+        more = (peak - before) / scale.sleepers
+        figures.add("sleepers", "kB a request", way, more / 1000)
+        figures.add("sleepers", "MB in all", way, peak / 1e6)
 
 
-def _measure_memory(
+def _measure_batch(
     figures: Figures, scale: Scale, way: str, server: HttpServer
 ) -> None:
-    pid = worker_pid(server)
-    before = memory(pid)
-    _sleep(server, scale)
-    peak = peak_memory(pid)
-    more = (peak - before) / scale.sleepers
-    figures.add("sleepers", "kB a request", way, more / 1000)
-    figures.add("sleepers", "MB in all", way, peak / 1e6)
-
-
-def _measure_batches(
-    figures: Figures, scale: Scale, way: str, server: HttpServer
-) -> None:
-    pid = worker_pid(server)
-    case = f"{scale.sleepers:,} for {scale.sleep} s each: seconds"
-    for _ in range(BATCHES):
-        before = cpu_time(pid)
-        figures.add("sleepers", case, way, _sleep(server, scale))
-        cpu = cpu_time(pid) - before
-        figures.add("sleepers", "CPU µs a request", way, cpu / scale.sleepers * 1e6)
-
-
-def _sleep(server: HttpServer, scale: Scale) -> float:
-    """Make all requests at once; return the seconds until the last answer."""
+    before = cpu_time(worker_pid(server))
     target = _target(f"select pg_sleep({scale.sleep})")
-    return clients.at_once(server, target, scale.sleepers)
+    wall = clients.at_once(server, target, scale.sleepers)
+    cpu = cpu_time(worker_pid(server)) - before
+    case = f"{scale.sleepers:,} for {scale.sleep} s each: seconds"
+    figures.add("sleepers", case, way, wall)
+    figures.add("sleepers", "CPU µs a request", way, cpu / scale.sleepers * 1e6)
 
 
 @contextmanager

@@ -62,12 +62,15 @@ def _ratios(figures: Figures) -> Table:
     cases = figures.samples["cpu"]
     rows = [
         [
-            f"{name(ours)} / {name(theirs)}",
+            name(ours),
+            name(theirs),
             *(f"{ratio(figures, case, ours, theirs):.2f}" for case in cases),
         ]
         for ours, theirs in COMPARED
     ]
-    return Table("CPU time compared", ["", *map(_heading, cases)], rows)
+    return Table(
+        "CPU time, as a part of another", ["", "of", *map(_heading, cases)], rows
+    )
 
 
 def _environment(figures: Figures) -> Table:
