@@ -60,18 +60,18 @@ def measure(scale: Scale) -> Figures:
 def write(
     found: Figures, results: Path = ROOT / "benchmarks", docs: Path = ROOT / "docs"
 ) -> None:
-    """Print the tables; write them, the figures and the picture."""
-    console = Console()
-    for table in tables(found):
-        printed = Table(title=table.title, title_justify="left")
-        for column, heading in enumerate(table.headings):
-            printed.add_column(heading, no_wrap=column == 0)
-        for row in table.rows:
-            printed.add_row(*row)
-        console.print(printed)
+    """Write the figures, the tables and the picture; print the tables."""
     found.save(results / "results.json")
     (docs / "benchmarks-table.rst").write_text(rst(found), encoding="utf-8")
     draw(found, docs / "benchmarks.svg")
+    console = Console()
+    # Narrower than this the figures are broken into pieces.
+    console.width = max(console.width, 140)
+    for table in tables(found):
+        printed = Table(*table.headings, title=table.title, title_justify="left")
+        for row in table.rows:
+            printed.add_row(*row)
+        console.print(printed)
 
 
 def _allow_many_files() -> None:

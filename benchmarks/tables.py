@@ -28,6 +28,8 @@ TITLES = {
     "sleepers": "Requests that sleep, one worker",
 }
 
+BY_GREENLETS = {"cpu", "rate", "instructions"}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -55,7 +57,8 @@ def _table(figures: Figures, measure: str, title: str) -> Table:
         [name(way), *(_cell(found.get(way)) for found in cases.values())]
         for way in ways
     ]
-    return Table(title, ["", *map(_heading, cases)], rows)
+    corner = "greenlets" if measure in BY_GREENLETS else ""
+    return Table(title, [corner, *cases], rows)
 
 
 def _ratios(figures: Figures) -> Table:
@@ -68,14 +71,12 @@ def _ratios(figures: Figures) -> Table:
         ]
         for ours, theirs in COMPARED
     ]
-    return Table(
-        "CPU time, as a part of another", ["", "of", *map(_heading, cases)], rows
-    )
+    return Table("CPU time, divided by another's", ["greenlets", "", *cases], rows)
 
 
 def _environment(figures: Figures) -> Table:
     rows = [list(pair) for pair in figures.environment.items()]
-    return Table("Where that was measured", ["", ""], rows)
+    return Table("Where that was measured", ["", "found"], rows)
 
 
 def ratio(figures: Figures, case: str, ours: str, theirs: str) -> float:
@@ -88,12 +89,6 @@ def name(way: str) -> str:
     return WAYS[way].title
 
 
-def _heading(case: str) -> str:
-    if not case.isdigit():
-        return case
-    return "1 greenlet" if case == "1" else f"{case} greenlets"
-
-
 def _cell(samples: list[float] | None) -> str:
     """Return the median, and how far the rounds spread."""
     if not samples:
@@ -101,7 +96,7 @@ def _cell(samples: list[float] | None) -> str:
     if len(samples) == 1:
         return number(samples[0])
     low, high = number(min(samples)), number(max(samples))
-    return f"{number(statistics.median(samples))} ({low} to {high})"
+    return f"{number(statistics.median(samples))} ({low}…{high})"
 
 
 def number(figure: float) -> str:
@@ -115,14 +110,12 @@ def rst(figures: Figures) -> str:
 
 
 def _rst_table(table: Table) -> str:
-    rows = [table.headings, *table.rows]
-    header = 1 if any(table.headings) else 0
     lines = "\n".join(
         f"   {'  ' if column else '* '}-{' ' if text else ''}{text}"
-        for row in rows[0 if header else 1 :]
+        for row in [table.headings, *table.rows]
         for column, text in enumerate(row)
     )
     return (
-        f".. list-table:: {table.title}\n   :header-rows: {header}\n"
-        f"   :stub-columns: 1\n\n{lines}\n"
+        f".. list-table:: {table.title}\n"
+        f"   :header-rows: 1\n   :stub-columns: 1\n\n{lines}\n"
     )
