@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from operator import itemgetter
 
 import instructions
@@ -29,16 +30,24 @@ _LARGE = f"select repeat('x', {_ROW}) from generate_series(1, {{}})"
 
 def measure_queries(figures: Figures, scale: Scale, server: Server) -> None:
     """Let so many greenlets make small queries."""
-    cases = [(str(greenlets), greenlets, server.dsn) for greenlets in scale.greenlets]
-    # Cheaper for the kernel: on 127.0.0.1 the sender's share of the time includes
-    # what the receiver's side of the network takes.
-    cases.append((f"{UNIX}, unix socket", UNIX, server.unix_dsn))
-    runs = itertools.product(range(scale.rounds), cases, WAYS)
-    for _, (case, greenlets, dsn), way in track(list(runs), "small queries"):
+    runs = list(itertools.product(_cases(scale, server), WAYS))
+    for (case, greenlets, dsn), way in track(runs, "small queries"):
         stretches = [scale.queries // 10, scale.queries]
         cpu, wall = _run(way, greenlets, stretches, dsn)
         figures.add("cpu", case, way, cpu * 1e6)
         figures.add("rate", case, way, 1 / wall)
+
+
+def _cases(scale: Scale, server: Server) -> Iterator[tuple[str, int, str]]:
+    """Yield the cases as they take their turn: name, greenlets, connection string."""
+    for turn in range(max(scale.greenlets.values())):
+        for greenlets, rounds in scale.greenlets.items():
+            if turn < rounds:
+                yield str(greenlets), greenlets, server.dsn
+        # Cheaper for the kernel: on 127.0.0.1 the sender's share of the time includes
+        # what the receiver's side of the network takes.
+        if turn < scale.greenlets[UNIX]:
+            yield f"{UNIX}, unix socket", UNIX, server.unix_dsn
 
 
 def measure_large(figures: Figures, scale: Scale, server: Server) -> None:

@@ -31,7 +31,7 @@ LOADS = [("select 1", 50), ("select pg_sleep(0.1)", 200)]
 # gthread has no chance with the sleepers: it would take as many seconds as a thread
 # gets requests.
 GREEN = [way for way in WORKERS if way != "threads"]
-BATCHES = 3
+BATCHES = 2
 
 
 def measure_requests(figures: Figures, scale: Scale, postgres: Server) -> None:

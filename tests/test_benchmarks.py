@@ -13,7 +13,7 @@ from conftest import TESTS
 ROOT = TESTS.parent
 BENCHMARKS = ROOT / "benchmarks"
 
-QUERIES = {"10", "50, unix socket"}
+QUERIES = {"10", "50", "50, unix socket"}
 LOADS = {"select 1, 50 clients", "select pg_sleep(0.1), 200 clients"}
 CASES = {
     "cpu": QUERIES,
