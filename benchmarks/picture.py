@@ -23,6 +23,7 @@ def draw(figures: Figures, path: Path) -> None:
     figure, panels = plt.subplots(
         1,
         len(cases),
+        sharex=True,
         sharey=True,
         squeeze=False,
         figsize=(4 + 2.4 * len(cases), 4.2),
@@ -30,6 +31,7 @@ def draw(figures: Figures, path: Path) -> None:
     )
     for panel, case in zip(panels[0], cases, strict=True):
         _draw_case(panel, figures, case)
+    figure.suptitle("greenlets")
     figure.supxlabel("CPU time of one query, µs: median and range of the rounds")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
@@ -47,7 +49,7 @@ def _draw_case(panel: Axes, figures: Figures, case: str) -> None:
         color=[_colour(way) for way in ways],
         error_kw={"elinewidth": 1, "ecolor": "#333333"},
     )
-    panel.set_title(f"{case} at once", loc="left")
+    panel.set_title(case, loc="left")
     panel.spines[["top", "right"]].set_visible(False)
     if not panel.yaxis_inverted():  # shared by all panels
         panel.invert_yaxis()
