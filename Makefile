@@ -36,7 +36,7 @@ docs: .venv/docs
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
 	@echo build/docs/index.html
 
-# psycogreen beside what else there is, in about ten minutes: docs/benchmarks.rst
+# psycogreen beside what else there is, in ten to fifteen minutes: docs/benchmarks.rst
 bench: .venv/bench
 	PYTHONPATH=tools $(BIN)/python benchmarks
 
