@@ -6,7 +6,7 @@ SOURCES = pyproject.toml setup.py _psycogreen_plugin.py \
     $(shell find psycogreen -type f -not -name '*.pyc')
 
 .PHONY: demo uwsgi test test-matrix faults docs lint format build clean \
-    instructions check-instructions record-instructions
+    bench instructions check-instructions record-instructions
 
 demo: .venv/demo
 	PYTHONPATH=tools $(BIN)/python demo
@@ -32,6 +32,14 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	@echo build/docs/index.html
+
+# psycogreen beside what else there is, in ten to fifteen minutes: docs/benchmarks.rst
+bench: .venv/bench
+	PYTHONPATH=tools $(BIN)/python benchmarks
+
 # What a query costs, counted by valgrind. After a change that is meant to make it
 # dearer or cheaper, the figures that the check compares with are recorded anew.
 instructions: .venv/bench
@@ -42,10 +50,6 @@ check-instructions: .venv/test
 
 record-instructions: .venv/test
 	$(BIN)/python benchmarks/instructions.py --record
-
-docs: .venv/docs
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
-	@echo build/docs/index.html
 
 format: .venv/test
 	$(BIN)/ruff check --fix .

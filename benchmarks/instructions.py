@@ -28,7 +28,7 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ways import ROOT, WAYS, fetch_former
+from ways import ROOT, WAYS, fetch_others
 
 from psycogreen._postgres import postgres
 
@@ -45,15 +45,17 @@ class Failed(Exception):
     """A measured process has failed; the message is its output."""
 
 
-def measure(way: str, greenlets: int, dsn: str) -> float:
+def measure(
+    way: str, greenlets: int, dsn: str, repetitions: int = REPETITIONS
+) -> float:
     """Return the instructions that one query costs, in user space.
 
-    Of a short and of a long stretch, so that what does not grow with the queries,
-    such as spawning the greenlets, cancels out.
+    Each repetition is of a short and of a long stretch, so that what does not grow
+    with the queries, such as spawning the greenlets, cancels out.
     """
     short = max(200, 4 * greenlets)
     long = 3 * short
-    counts = _count(way, greenlets, [short, *[short, long] * REPETITIONS], dsn)
+    counts = _count(way, greenlets, [short, *[short, long] * repetitions], dsn)
     pairs = zip(counts[1::2], counts[2::2], strict=True)
     return statistics.median((more - less) / (long - short) for less, more in pairs)
 
@@ -177,7 +179,7 @@ def main() -> int:
         if options.record:
             record(server.dsn)
         else:
-            fetch_former()
+            fetch_others()
             table(
                 server.dsn,
                 options.wanted or [f"{w}:{n}" for w in WAYS for n in (1, 10, 50)],

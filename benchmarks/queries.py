@@ -1,9 +1,10 @@
-"""Run ``select 1`` again and again in one of the ways. A process of a benchmark.
+"""Run a query again and again in one of the ways. A process of a benchmark.
 
 Usage: queries.py WAY GREENLETS QUERIES...
 
 Each number of QUERIES, shared among the greenlets, is a stretch of its own: a line
-of JSON tells what it took. The variable DSN says where the server is.
+of JSON tells what it took. The variable DSN says where the server is, SQL what the
+query is if not ``select 1``.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import Any
 from ways import WAYS
 
 
-def work(conn: Any, queries: int) -> None:  # noqa: ANN401
+def work(conn: Any, sql: str, queries: int) -> None:  # noqa: ANN401
     """Make so many queries."""
     cursor = conn.cursor()
     for _ in range(queries):
-        cursor.execute("select 1")
+        cursor.execute(sql)
         cursor.fetchall()
 
 
@@ -33,9 +34,10 @@ def main() -> None:
     connections = [connect(os.environ["DSN"]) for _ in range(int(greenlets))]
     for conn in connections:
         conn.autocommit = True
+    sql = os.environ.get("SQL", "select 1")
     for queries in map(int, stretches):
         each = queries // len(connections)
-        jobs = [functools.partial(work, conn, each) for conn in connections]
+        jobs = [functools.partial(work, conn, sql, each) for conn in connections]
         os.getppid()  # instructions.py has callgrind write down its count here
         cpu, wall = time.process_time(), time.perf_counter()
         run_all(jobs)

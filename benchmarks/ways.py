@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FORMER = ROOT / ".cache" / "psycogreen-1.0.2"
+PSYCOPG3 = ROOT / ".cache" / "psycopg-3"
 
 Job = Callable[[], object]
 RunAll = Callable[[Sequence[Job]], object]
@@ -90,18 +92,33 @@ _FORMER = {"PYTHONPATH": str(FORMER)}
 
 WAYS = {
     "gevent": Way("psycogreen, gevent", "gevent", "psycogreen"),
-    "gevent-pure": Way("… in pure Python", "gevent", "psycogreen", env=_PURE),
+    "gevent-pure": Way(
+        "psycogreen, gevent, pure Python", "gevent", "psycogreen", env=_PURE
+    ),
     "gevent-libuv": Way(
-        "… on libuv", "gevent", "psycogreen", env={"GEVENT_LOOP": "libuv-cffi"}
+        "psycogreen, gevent on libuv",
+        "gevent",
+        "psycogreen",
+        env={"GEVENT_LOOP": "libuv-cffi"},
     ),
     "gevent-1.0.2": Way(
         "psycogreen 1.0.2, gevent", "gevent", "psycogreen.gevent", env=_FORMER
     ),
-    "psycopg3": Way("psycopg 3, gevent", "gevent", driver="psycopg"),
+    "psycopg3": Way(
+        "psycopg 3, gevent",
+        "gevent",
+        driver="psycopg",
+        env={"PYTHONPATH": str(PSYCOPG3)},
+    ),
     "eventlet": Way("psycogreen, eventlet", "eventlet", "psycogreen"),
-    "eventlet-pure": Way("… in pure Python", "eventlet", "psycogreen", env=_PURE),
+    "eventlet-pure": Way(
+        "psycogreen, eventlet, pure Python", "eventlet", "psycogreen", env=_PURE
+    ),
     "eventlet-asyncio": Way(
-        "… on asyncio", "eventlet", "psycogreen", env={"EVENTLET_HUB": "asyncio"}
+        "psycogreen, eventlet on asyncio",
+        "eventlet",
+        "psycogreen",
+        env={"EVENTLET_HUB": "asyncio"},
     ),
     "eventlet-1.0.2": Way(
         "psycogreen 1.0.2, eventlet", "eventlet", "psycogreen.eventlet", env=_FORMER
@@ -111,8 +128,22 @@ WAYS = {
 }
 
 
-def fetch_former() -> None:
-    """Get psycogreen 1.0.2 from PyPI, once, to where it is not installed over ours."""
-    if not FORMER.exists():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-        subprocess.run([*pip, "--target", str(FORMER), "psycogreen==1.0.2"], check=True)
+def fetch_others() -> None:
+    """Get from PyPI, once, what must not be installed where the tests run.
+
+    psycogreen 1.0.2 would replace ours, and Django prefers psycopg 3 if it is there.
+    """
+    _fetch(FORMER, "--no-deps", "psycogreen==1.0.2")
+    _fetch(PSYCOPG3, "psycopg[binary]>=3.2")
+
+
+def _fetch(folder: Path, *what: str) -> None:
+    if not folder.exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "--target", str(folder), *what], check=True)
+
+
+def psycopg3_version() -> str:
+    """Return the version of psycopg 3 that was fetched."""
+    [found] = distributions(name="psycopg", path=[str(PSYCOPG3)])
+    return found.version

@@ -1,6 +1,10 @@
 """Sphinx's configuration: ``make docs`` builds the pages into build/docs."""
 
+import os
 from pathlib import Path
+
+# Of what is written in C, autodoc cannot tell the signature.
+os.environ["PSYCOGREEN_PURE"] = "1"
 
 from psycogreen import __version__
 

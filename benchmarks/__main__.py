@@ -1,0 +1,91 @@
+"""psycogreen beside what else there is: everything measured in one run.
+
+Run it with ``make bench``. All ways take turns, so that what else the machine does
+hits them alike. --quick only shows that it works: the figures, to be found in
+FOLDER, mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+from pathlib import Path
+
+import figures
+import psycopg2
+from costs import measure_instructions, measure_large, measure_queries
+from figures import Figures
+from picture import draw
+from rich.console import Console
+from rich.table import Table
+from scale import FULL, QUICK, Scale
+from serving import measure_requests, measure_sleepers
+from tables import rst, tables
+from ways import ROOT, fetch_others
+
+from psycogreen._postgres import postgres
+
+MEASURES = [
+    *(measure_queries, measure_large, measure_requests, measure_sleepers),
+    # Last: it makes this process a nicer one.
+    measure_instructions,
+]
+
+
+def main() -> None:
+    """Do as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", type=Path, metavar="FOLDER")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    if options.quick:
+        write(measure(QUICK), options.quick, options.quick)
+    elif options.redraw:
+        write(figures.load(ROOT / "benchmarks" / "results.json"))
+    else:
+        write(measure(FULL))
+
+
+def measure(scale: Scale) -> Figures:
+    """Measure everything."""
+    fetch_others()
+    _allow_many_files()
+    with postgres(max_connections=1100) as server:
+        found = Figures(figures.environment(_version(server.dsn)))
+        for part in MEASURES:
+            part(found, scale, server)
+    return found
+
+
+def write(
+    found: Figures, results: Path = ROOT / "benchmarks", docs: Path = ROOT / "docs"
+) -> None:
+    """Write the figures, the tables and the picture; print the tables."""
+    found.save(results / "results.json")
+    (docs / "benchmarks-table.rst").write_text(rst(found), encoding="utf-8")
+    draw(found, docs / "benchmarks.svg")
+    console = Console()
+    # Narrower than this the figures are broken into pieces.
+    console.width = max(console.width, 140)
+    for table in tables(found):
+        printed = Table(*table.headings, title=table.title, title_justify="left")
+        for row in table.rows:
+            printed.add_row(*row)
+        console.print(printed)
+
+
+def _allow_many_files() -> None:
+    """Let the processes to come have as many sockets as the system allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _version(dsn: str) -> str:
+    conn = psycopg2.connect(dsn)
+    number = conn.server_version
+    conn.close()
+    return f"{number // 10000}.{number % 10000}"
+
+
+if __name__ == "__main__":
+    main()

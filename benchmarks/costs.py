@@ -1,0 +1,93 @@
+"""What a query costs: time of the processor, time on the clock, instructions.
+
+Each figure is one process's, started for it: see queries.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from operator import itemgetter
+
+import instructions
+from figures import Figures
+from rich.progress import track
+from scale import Scale
+from ways import ROOT, WAYS
+
+from psycogreen._postgres import Server
+
+UNIX = 50  # greenlets, over the unix socket
+
+_ROW = 1000  # bytes
+_LARGE = f"select repeat('x', {_ROW}) from generate_series(1, {{}})"
+
+
+def measure_queries(figures: Figures, scale: Scale, server: Server) -> None:
+    """Let so many greenlets make small queries."""
+    runs = list(itertools.product(_cases(scale, server), WAYS))
+    for (case, greenlets, dsn), way in track(runs, "small queries"):
+        stretches = [scale.queries // 10, scale.queries]
+        cpu, wall = _run(way, greenlets, stretches, dsn)
+        figures.add("cpu", case, way, cpu * 1e6)
+        figures.add("rate", case, way, 1 / wall)
+
+
+def _cases(scale: Scale, server: Server) -> Iterator[tuple[str, int, str]]:
+    """Yield the cases as they take their turn: name, greenlets, connection string."""
+    for turn in range(max(scale.greenlets.values())):
+        for greenlets, rounds in scale.greenlets.items():
+            if turn < rounds:
+                yield str(greenlets), greenlets, server.dsn
+        # Cheaper for the kernel: on 127.0.0.1 the sender's share of the time includes
+        # what the receiver's side of the network takes.
+        if turn < scale.greenlets[UNIX]:
+            yield f"{UNIX}, unix socket", UNIX, server.unix_dsn
+
+
+def measure_large(figures: Figures, scale: Scale, server: Server) -> None:
+    """Fetch one large result."""
+    sql = _LARGE.format(scale.megabytes * 1_000_000 // _ROW)
+    for _, way in track(
+        list(itertools.product(range(scale.large_rounds), WAYS)), "a large result"
+    ):
+        cpu, wall = _run(way, 1, [1, 1], server.dsn, sql)
+        figures.add("large", f"{scale.megabytes} MB", way, wall)
+        figures.add("large", f"{scale.megabytes} MB, CPU", way, cpu)
+
+
+def measure_instructions(figures: Figures, scale: Scale, server: Server) -> None:
+    """Count instructions, where there is valgrind."""
+    if not shutil.which("valgrind"):
+        print("instructions are not counted: valgrind is missing")
+        return
+    os.nice(5)  # as in instructions.py: from here on the server comes first
+    # Fewest greenlets first, which is the order of the table's columns.
+    runs = sorted(scale.instructions, key=itemgetter(1))
+    for way, greenlets in track(runs, "instructions"):
+        figure = instructions.measure(way, greenlets, server.dsn, repetitions=1)
+        figures.add("instructions", greenlets, way, figure)
+
+
+def _run(
+    way: str, greenlets: int, stretches: list[int], dsn: str, sql: str = "select 1"
+) -> tuple[float, float]:
+    """Return the CPU seconds and the seconds that a query of the last stretch took.
+
+    Those before make everything warm.
+    """
+    program = str(ROOT / "benchmarks" / "queries.py")
+    result = subprocess.run(
+        [sys.executable, program, way, *map(str, [greenlets, *stretches])],
+        env={**WAYS[way].variables(), "DSN": dsn, "SQL": sql},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    last = json.loads(result.stdout.splitlines()[-1])
+    return last["cpu"] / last["queries"], last["wall"] / last["queries"]

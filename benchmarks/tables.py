@@ -1,0 +1,121 @@
+"""The figures as tables: a row for each way, a column for each case."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from figures import Figures
+from ways import WAYS
+
+# What the CPU time is divided by that of.
+COMPARED = [
+    *(("gevent", "gevent-1.0.2"), ("gevent-pure", "gevent-1.0.2")),
+    ("gevent", "psycopg3"),
+    *(("eventlet", "eventlet-builtin"), ("eventlet-pure", "eventlet-builtin")),
+    ("gevent", "threads"),
+]
+
+TITLES = {
+    "cpu": "CPU time of a query, µs",
+    "rate": "Queries a second",
+    "instructions": "Instructions of a query",
+    "large": "A large result: seconds",
+    "requests": "Requests a second, one worker",
+    "request cpu": "CPU time of a request, µs",
+    "p99": "99th percentile of the answer's time, ms",
+    "sleepers": "Requests that sleep, one worker",
+}
+
+BY_GREENLETS = {"cpu", "rate", "instructions"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+
+
+def tables(figures: Figures) -> Iterator[Table]:
+    """Yield all tables of what has been measured."""
+    for measure, title in TITLES.items():
+        if measure in figures.samples:
+            yield _table(figures, measure, title)
+            if measure == "cpu":
+                yield _ratios(figures)
+    yield _environment(figures)
+
+
+def _table(figures: Figures, measure: str, title: str) -> Table:
+    cases = figures.samples[measure]
+    ways = [way for way in WAYS if any(way in found for found in cases.values())]
+    rows = [
+        [name(way), *(_cell(found.get(way)) for found in cases.values())]
+        for way in ways
+    ]
+    corner = "greenlets" if measure in BY_GREENLETS else ""
+    return Table(title, [corner, *cases], rows)
+
+
+def _ratios(figures: Figures) -> Table:
+    cases = figures.samples["cpu"]
+    rows = [
+        [
+            name(ours),
+            name(theirs),
+            *(f"{ratio(figures, case, ours, theirs):.2f}" for case in cases),
+        ]
+        for ours, theirs in COMPARED
+    ]
+    return Table("CPU time, divided by another's", ["greenlets", "", *cases], rows)
+
+
+def _environment(figures: Figures) -> Table:
+    rows = [list(pair) for pair in figures.environment.items()]
+    return Table("Where that was measured", ["", "found"], rows)
+
+
+def ratio(figures: Figures, case: str, ours: str, theirs: str) -> float:
+    """Return the CPU time of a query in one way, divided by that in another."""
+    return figures.median("cpu", case, ours) / figures.median("cpu", case, theirs)
+
+
+def name(way: str) -> str:
+    """Return the name of a way for human readers."""
+    return WAYS[way].title
+
+
+def _cell(samples: list[float] | None) -> str:
+    """Return the median, and how far the rounds spread."""
+    if not samples:
+        return ""
+    if len(samples) == 1:
+        return number(samples[0])
+    low, high = number(min(samples)), number(max(samples))
+    return f"{number(statistics.median(samples))} ({low}…{high})"
+
+
+def number(figure: float) -> str:
+    """Return three significant digits, or the integer if it has more."""
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:#.3g}"
+
+
+def rst(figures: Figures) -> str:
+    """Return all tables as a part of a page."""
+    return "\n".join([".. Made by 'make bench'.\n", *map(_rst_table, tables(figures))])
+
+
+def _rst_table(table: Table) -> str:
+    lines = "\n".join(
+        f"   {'  ' if column else '* '}-{' ' if text else ''}{text}"
+        for row in [table.headings, *table.rows]
+        for column, text in enumerate(row)
+    )
+    return (
+        f".. list-table:: {table.title}\n"
+        f"   :header-rows: 1\n   :stub-columns: 1\n\n{lines}\n"
+    )

@@ -1,0 +1,115 @@
+"""The benchmarks run, and what the documentation shows of them is what was measured."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import chain
+from xml.etree import ElementTree
+
+import pytest
+from conftest import TESTS
+
+ROOT = TESTS.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+QUERIES = {"10", "50", "50, unix socket"}
+LOADS = {"select 1, 50 clients", "select pg_sleep(0.1), 200 clients"}
+CASES = {
+    "cpu": QUERIES,
+    "rate": QUERIES,
+    "large": {"1 MB", "1 MB, CPU"},
+    "requests": LOADS,
+    "request cpu": LOADS,
+    "p99": LOADS,
+    "sleepers": {
+        "20 for 0.1 s each: seconds",
+        "CPU µs a request",
+        "kB a request",
+        "MB in all",
+    },
+}
+IN_THIS_PROCESS = {
+    "gevent",
+    "gevent-pure",
+    "gevent-libuv",
+    "gevent-1.0.2",
+    "psycopg3",
+    "eventlet",
+    "eventlet-pure",
+    "eventlet-asyncio",
+    "eventlet-1.0.2",
+    "eventlet-builtin",
+    "threads",
+}
+SERVED = {"gevent", "gevent-1.0.2", "threads"}
+SLEEPING = {"gevent", "gevent-1.0.2"}
+WAYS = {
+    "cpu": IN_THIS_PROCESS,
+    "rate": IN_THIS_PROCESS,
+    "large": IN_THIS_PROCESS,
+    "requests": SERVED,
+    "request cpu": SERVED,
+    "p99": SERVED,
+    "sleepers": SLEEPING,
+}
+
+DRAW = f"""
+import pathlib, sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+import figures, picture, tables
+found = figures.load(pathlib.Path(sys.argv[1]))
+pathlib.Path(sys.argv[2]).write_text(tables.rst(found), encoding="utf-8")
+picture.draw(found, pathlib.Path(sys.argv[3]))
+"""
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Return the folder that a short run of all benchmarks has filled."""
+    folder = tmp_path_factory.mktemp("quick")
+    result = subprocess.run(
+        [sys.executable, str(BENCHMARKS), "--quick", str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tools")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+    return folder
+
+
+def test_results(quick):
+    """Everything is measured, for every way, and written with where that was."""
+    results = json.loads((quick / "results.json").read_text())
+    assert {"date", "processor", "Python", "PostgreSQL", "gevent"} <= set(
+        results["environment"]
+    )
+    samples = results["samples"]
+    assert {measure: set(cases) for measure, cases in samples.items()} == CASES
+    for measure, cases in samples.items():
+        for ways in cases.values():
+            assert set(ways) == WAYS[measure]
+            # A tick of the CPU's clock is too long for some of so short a run.
+            assert all(figure >= 0 for figure in chain(*ways.values()))
+    assert all(figure > 0 for figure in chain(*samples["cpu"]["10"].values()))
+
+
+def test_picture(quick):
+    """There is a picture, and it names what it compares."""
+    picture = (quick / "benchmarks.svg").read_text()
+    assert ElementTree.fromstring(picture).tag.endswith("svg")
+    # The letters are drawn; a comment tells each text.
+    for name in "psycogreen, gevent", "psycogreen 1.0.2, gevent", "psycopg 3, gevent":
+        assert f"<!-- {name} -->" in picture
+
+
+def test_documentation_shows_the_results(python, tmp_path):
+    """The documentation's table is that of the results, and drawing is repeatable."""
+    table, first, second = (tmp_path / name for name in ("table", "1.svg", "2.svg"))
+    for picture in first, second:
+        python(DRAW, str(BENCHMARKS / "results.json"), str(table), str(picture))
+    assert table.read_text() == (ROOT / "docs" / "benchmarks-table.rst").read_text()
+    assert first.read_bytes() == second.read_bytes()
