@@ -33,7 +33,10 @@ TESTS = [
 OLDEST_PSYCOPG2 = {"3.11": "2.9.5", "3.12": "2.9.9", "3.13": "2.9.10", "3.14": "2.9.11"}
 
 # What does not run on a Python, declared minimum or not: the oldest that does.
-OLDEST_ON = {"3.14": {"gevent": "25.9.1"}}
+OLDEST_ON = {
+    "3.13": {"eventlet": "0.38.0"},
+    "3.14": {"eventlet": "0.38.0", "gevent": "25.9.1"},
+}
 
 nox.options.error_on_missing_interpreters = False
 

@@ -77,7 +77,7 @@ dsn = {dsn!r}
 def query():
     conn = psycopg2.connect(dsn)
     cursor = conn.cursor()
-    cursor.execute("select 42, pg_sleep(0.1)")
+    cursor.execute("select 42, pg_sleep(0.3)")
     value = cursor.fetchone()[0]
     conn.close()
     return value

@@ -306,7 +306,9 @@ def test_one_connection_in_two_threads(green, connect):
         outcome.append(_epoll.entries[conn.fileno()].epoll_set)
 
     _native.start_thread(work)
+    deadline = time.monotonic() + 30
     while len(outcome) < 2:
+        assert time.monotonic() < deadline
         native_sleep(0.01)
     assert outcome[0] == 2
     assert outcome[1] is not first
