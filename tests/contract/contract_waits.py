@@ -1,5 +1,6 @@
 """The wait callback itself: its limit, its interruption, its errors."""
 
+import os
 from functools import partial
 
 import psycopg2
@@ -7,6 +8,7 @@ import pytest
 from psycopg2.extensions import set_wait_callback
 
 import psycogreen
+from psycogreen._hot import entries
 
 
 def test_timeout(green, conn):
@@ -81,6 +83,24 @@ def test_unknown_state(green, state):
 
     with pytest.raises(psycopg2.OperationalError, match=repr(state)):
         green.callback(Strange())
+
+
+def test_states_of_another_type(green):
+    """A state is a number, whatever its type."""
+    states = iter([True, False])
+
+    class Strange:
+        def poll(self):
+            return next(states)
+
+        def fileno(self):
+            return answered
+
+    answered = os.eventfd(1)
+    green.callback(Strange())
+    os.close(answered)
+    entries.pop(answered, None)
+    assert list(states) == []
 
 
 def test_framework_timeout(green, conn):
