@@ -723,6 +723,18 @@ wait_dealloc(Wait *self)
     free_object((PyObject *)self);
 }
 
+/* As a function does: by name, which functools.wraps() has given it. */
+static PyObject *
+wait_reduce(Wait *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyObject_GetAttrString((PyObject *)self, "__qualname__");
+}
+
+static PyMethodDef wait_methods[] = {
+    {"__reduce__", (PyCFunction)wait_reduce, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyMemberDef wait_members[] = {
     {"__dictoffset__", T_PYSSIZET, offsetof(Wait, dict), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
@@ -738,6 +750,7 @@ static PyType_Slot wait_slots[] = {
     {Py_tp_dealloc, wait_dealloc},
     {Py_tp_traverse, wait_traverse},
     {Py_tp_clear, wait_clear},
+    {Py_tp_methods, wait_methods},
     {Py_tp_members, wait_members},
     {Py_tp_getset, wait_getset},
     {0, NULL},

@@ -1,6 +1,8 @@
 """The wait callback itself: its limit, its interruption, its errors."""
 
+import copy
 import os
+import pickle
 from functools import partial
 
 import psycopg2
@@ -83,6 +85,12 @@ def test_unknown_state(green, state):
 
     with pytest.raises(psycopg2.OperationalError, match=repr(state)):
         green.callback(Strange())
+
+
+def test_copies(green):
+    """A callback in somebody's settings is copied and pickled like any function."""
+    assert copy.deepcopy(green.callback) is green.callback
+    assert pickle.loads(pickle.dumps(green.callback)) is green.callback
 
 
 def test_states_of_another_type(green):
