@@ -52,28 +52,18 @@ class HubGone(Exception):
     """A thread's hub is not the one that it was."""
 
 
-class Runner(Protocol):
-    """What knows of the loop."""
-
-    running: bool
-    """Whether the hub's greenlet is running it."""
-
-
 class Loop(Protocol):
     """What a framework's hub has to offer."""
 
     greenlet: greenlet
     """What runs the loop: the hub's greenlet."""
 
-    switch: Callable[[], object]
-    """Lets the hub run, until it switches back."""
-
     plain: type[greenlet]
     """The type of the greenlets for which *switch* does no more than to switch to
-    *greenlet*, as long as that is running the loop."""
+    *greenlet*, as long as that has begun and not ended."""
 
-    runner: Runner
-    """What tells whether it does."""
+    def switch(self) -> object:
+        """Let the hub run, until it switches back; may raise what `hold` does."""
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call *callback* in the hub whenever *fd* can be read; forget former ones."""
@@ -105,18 +95,25 @@ class EpollSet(BaseSet):
 
     def __del__(self) -> None:
         """Leave behind how many waits have ended."""
-        totals.waits += self.ended
+        if not self.abandoned:
+            totals.waits += self.ended
 
     def _open(self) -> None:
         self._epoll = _epoll()
         self.epoll_fd = self._epoll.fileno()
 
     def entry(self, conn: connection) -> Entry:
-        """Return the entry of *conn*, which is connected; put it in if it is not."""
+        """Return the entry of *conn*, which is connected; put it in if it is not.
+
+        Raise `psycopg2.ProgrammingError` if another thread waits for it.
+        """
         fd = conn.fileno()
         entry = entries.get(fd)
-        if entry and entry.conn() is conn and entry.epoll_set is self:
-            return entry
+        if entry and entry.conn() is conn:
+            if entry.epoll_set is self:
+                return entry
+            if entry.waiter is not None:
+                raise psycopg2.ProgrammingError(BUSY)
         try:
             self._epoll.register(fd, _EVENTS[POLL_READ])
         except FileExistsError:
@@ -137,6 +134,22 @@ class EpollSet(BaseSet):
         self._epoll.modify(entry.fd, _EVENTS[state])
         entry.state = state
 
+    def hold(self) -> None:
+        """Keep the loop running: somebody waits. Raise what `Loop.hold` raises.
+
+        Who waits is counted before. In the middle of this, or of `release`, a
+        signal's handler or a destructor may run that waits itself.
+        """
+        self.loop.hold()
+        self.held = True
+
+    def release(self) -> None:
+        """Let the loop end, unless somebody has begun to wait meanwhile."""
+        self.held = False
+        self.loop.release()
+        if self.waiting:
+            self.hold()
+
     def check(self) -> bool:
         """Make the set anew if it tells what is not true; return whether it did."""
         if _are_ready(self._epoll.poll(0)):
@@ -146,9 +159,11 @@ class EpollSet(BaseSet):
 
     def remove(self, fd: int) -> None:
         """Have no more of a socket that nobody waits for here."""
+        if self.abandoned:  # by a fork since the batch began
+            return
         entry = entries.get(fd)
         if entry and entry.epoll_set is self:
-            del entries[fd]
+            forget(entry)
         try:
             self._epoll.unregister(fd)
         except OSError:
@@ -162,7 +177,7 @@ class EpollSet(BaseSet):
         self._open()
         for entry in self._own_entries():
             if entry.waiter is None:
-                del entries[entry.fd]  # back with its next wait
+                forget(entry)  # back with its next wait
             else:
                 self._epoll.register(entry.fd, _EVENTS[entry.state])
         self.loop.watch(self.epoll_fd, self.collect)
@@ -178,7 +193,9 @@ class EpollSet(BaseSet):
         be gone for the parent. The child's copies of the greenlets that wait are
         not woken any more. What they wait for is the parent's, which reads from
         the same sockets; nor may their end, when they are collected, reach the
-        server: their descriptors lead nowhere from now on.
+        server: their descriptors lead nowhere from now on. Neither does the set's
+        own: the child's loop may still watch it, and what nobody takes out would keep
+        that loop spinning.
         """
         self.abandoned = True
         self.ended = 0
@@ -189,6 +206,17 @@ class EpollSet(BaseSet):
             if entry.waiter is not None:
                 os.dup2(nowhere, entry.fd, inheritable=False)
         os.close(nowhere)
+        with _epoll() as empty:
+            os.dup2(empty.fileno(), self.epoll_fd, inheritable=False)
+
+
+def forget(entry: Entry) -> None:
+    """Drop *entry*, unless its descriptor is another one's by now.
+
+    Other threads run while the kernel's set is changed.
+    """
+    if entries.get(entry.fd) is entry:
+        del entries[entry.fd]
 
 
 def unknown_state(state: object) -> psycopg2.OperationalError:

@@ -44,10 +44,11 @@ class BaseSet:
         self.loop = loop
         self.hub = loop.greenlet
         self.plain = loop.plain
-        self.runner = loop.runner
         self.switch = loop.switch
         self.waiting = 0
         """How many greenlets wait."""
+        self.held = False
+        """Whether the loop was told that somebody does."""
         self.ended = 0
         """How many waits have ended."""
         self.now = 0.0
@@ -153,22 +154,24 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
             while True:
                 if state != entry.state or entry.waiter is not None:
                     epoll_set.change(entry, state)
-                waiting = epoll_set.waiting
-                if not waiting:
-                    epoll_set.loop.hold()
-                epoll_set.waiting = waiting + 1
-                current = entry.waiter = getcurrent()
+                # No call from the first of these up to the try block: a signal's
+                # handler that raises would leave the wait counted.
+                current = getcurrent()
+                entry.waiter = current
+                epoll_set.waiting += 1
                 try:
+                    if not epoll_set.held:
+                        epoll_set.hold()
                     # Whoever switches back: poll() tells if it was in time.
-                    if type(current) is epoll_set.plain and epoll_set.runner.running:
+                    if type(current) is epoll_set.plain and epoll_set.hub:
                         switch_to(epoll_set.hub)
                     else:
                         epoll_set.switch()
                 finally:
                     entry.waiter = None
                     waiting = epoll_set.waiting = epoll_set.waiting - 1
-                    if not waiting:
-                        epoll_set.loop.release()
+                    if not waiting and epoll_set.held:
+                        epoll_set.release()
                 state = conn.poll()
                 if state == POLL_OK:
                     return

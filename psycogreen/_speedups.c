@@ -51,6 +51,7 @@ typedef struct {
     PyObject *epoll;   /* kept for Python, which closes it */
     int epoll_fd;
     char abandoned;
+    char held;
     Py_ssize_t waiting;
     Py_ssize_t ended;
     Py_ssize_t collected;
@@ -418,6 +419,7 @@ static PyMemberDef set_members[] = {
     {"waiting", T_PYSSIZET, offsetof(Set, waiting), READONLY, NULL},
     {"ended", T_PYSSIZET, offsetof(Set, ended), 0, NULL},
     {"abandoned", T_BOOL, offsetof(Set, abandoned), 0, NULL},
+    {"held", T_BOOL, offsetof(Set, held), 0, NULL},
     {"epoll_fd", T_INT, offsetof(Set, epoll_fd), 0, NULL},
     {"_epoll", T_OBJECT, offsetof(Set, epoll), 0, NULL},
     {"_collected", T_PYSSIZET, offsetof(Set, collected), READONLY, NULL},
@@ -453,7 +455,7 @@ poll_connection(State *state, PyObject *conn, int *code)
     PyObject *result = PyObject_CallMethodNoArgs(conn, state->poll);
 
     *code = POLL_OTHER;
-    if (result && PyLong_CheckExact(result)) {
+    if (result && PyLong_Check(result)) {
         int overflow;
         long value = PyLong_AsLongAndOverflow(result, &overflow);
         if (!overflow && value >= POLL_OK && value <= POLL_WRITE) {
@@ -470,7 +472,7 @@ release(State *state, Set *set)
 {
     PyObject *raised = take_raised();
 
-    if (call_method(set->loop, state->release) < 0) {
+    if (call_method((PyObject *)set, state->release) < 0) {
         Py_XDECREF(raised);
         return -1;
     }
@@ -493,13 +495,13 @@ switch_from(Set *set, PyObject *current)
     return PyObject_CallNoArgs(set->switch_);
 }
 
-/* Let the hub run, with the entry's waiter set. Return 0, or -1 with an exception
-   set: that of the switch, unless the loop cannot be released either. */
+/* Let the hub run, with the entry's waiter set and the loop held. Return 0, or -1 with
+   an exception set: that of the switch, unless the loop cannot be released either. */
 static int
 switch_to_hub(State *state, Entry *entry)
 {
     Set *set = entry->epoll_set;
-    PyObject *result;
+    PyObject *result = NULL;
     int status;
 
     /* Nobody else has set it: change() refuses. */
@@ -508,13 +510,15 @@ switch_to_hub(State *state, Entry *entry)
         return -1;
     }
     set->waiting++;
-    result = switch_from(set, entry->waiter);
+    if (set->held || call_method((PyObject *)set, state->hold) == 0) {
+        result = switch_from(set, entry->waiter);
+    }
     /* Whoever switches back: poll() tells if it was in time. */
     Py_CLEAR(entry->waiter);
     set->waiting--;
     status = result ? 0 : -1;
     Py_XDECREF(result);
-    if (!set->waiting && release(state, set) < 0) {
+    if (!set->waiting && set->held && release(state, set) < 0) {
         status = -1;
     }
     return status;
@@ -534,9 +538,6 @@ wait_once(State *state, Entry *entry, PyObject *wanted, int code)
         if (!result) {
             return -1;
         }
-    }
-    if (!set->waiting && call_method(set->loop, state->hold) < 0) {
-        return -1;
     }
     return switch_to_hub(state, entry);
 }
@@ -722,6 +723,18 @@ wait_dealloc(Wait *self)
     free_object((PyObject *)self);
 }
 
+/* As a function does: by name, which functools.wraps() has given it. */
+static PyObject *
+wait_reduce(Wait *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyObject_GetAttrString((PyObject *)self, "__qualname__");
+}
+
+static PyMethodDef wait_methods[] = {
+    {"__reduce__", (PyCFunction)wait_reduce, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyMemberDef wait_members[] = {
     {"__dictoffset__", T_PYSSIZET, offsetof(Wait, dict), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
@@ -737,6 +750,7 @@ static PyType_Slot wait_slots[] = {
     {Py_tp_dealloc, wait_dealloc},
     {Py_tp_traverse, wait_traverse},
     {Py_tp_clear, wait_clear},
+    {Py_tp_methods, wait_methods},
     {Py_tp_members, wait_members},
     {Py_tp_getset, wait_getset},
     {0, NULL},

@@ -25,9 +25,10 @@ from psycogreen._epoll import (
     IN_HUB,
     EpollSet,
     HubGone,
+    forget,
     unknown_state,
 )
-from psycogreen._hot import Entry, entries, make_wait
+from psycogreen._hot import Entry, make_wait
 from psycogreen._native import SocketWait
 from psycogreen._stats import is_interruption, note_interruption, totals, under_way
 
@@ -68,7 +69,7 @@ def _failed(
 ) -> bool:
     """Do what is to be done when *ex* ends a wait; return whether to wait anew."""
     if isinstance(ex, HubGone):
-        del entries[entry.fd]
+        forget(entry)
         return True
     # That is how the hubs themselves refuse to wait.
     if isinstance(ex, AssertionError) and framework.in_hub():

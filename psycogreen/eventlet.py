@@ -69,7 +69,6 @@ class _Loop:
         # Its greenlets have the hub for a parent, which hub.switch() would see to.
         usual = type(hub).switch is hubs.hub.BaseHub.switch
         self.plain = GreenThread if usual else type(None)
-        self.runner = hub
         self.switch = hub.switch
         self._listener: Any = None
 

@@ -20,7 +20,7 @@ require("gevent")
 import gevent.socket
 from gevent._hub_local import get_hub_if_exists
 
-from psycogreen._epoll import EpollSet, HubGone, Runner
+from psycogreen._epoll import EpollSet, HubGone
 from psycogreen._errors import wait_timeout
 from psycogreen._waiting import Framework, wait_callback
 
@@ -57,9 +57,6 @@ class _Loop:
         self._hub = hub
         self.greenlet = hub
         self.plain = gevent.Greenlet
-        self.runner: Runner = self
-        self.running = True  # nor does hub.switch() ask
-        self.switch = hub.switch
         self._watcher: Any = None
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
@@ -72,12 +69,20 @@ class _Loop:
         self._watcher.start(callback)
 
     def hold(self) -> None:
-        if self._hub.loop is None:  # destroyed
-            raise HubGone
+        self._check()
         self._watcher.ref = True
 
     def release(self) -> None:
         self._watcher.ref = False
+
+    def switch(self) -> object:
+        self._check()
+        return self._hub.switch()
+
+    def _check(self) -> None:
+        # Another one, too, in a thread that has a former thread's number.
+        if get_hub_if_exists() is not self._hub:
+            raise HubGone
 
     def forget(self) -> None:
         self.release()
@@ -99,8 +104,7 @@ class _LibuvLoop(_Loop):
             self.hold()
 
     def hold(self) -> None:
-        if self._hub.loop is None:  # destroyed
-            raise HubGone
+        self._check()
         self._watcher.start(self._callback)
 
     def release(self) -> None:

@@ -12,7 +12,8 @@ import pytest
 from greenlet import GreenletExit
 from psycopg2.extensions import parse_dsn
 
-from psycogreen import _epoll, _native
+import psycogreen
+from psycogreen import _epoll, _native, _pure
 from psycogreen._hot import CHECK_INTERVAL
 
 native_sleep = _native.original("time", "sleep")
@@ -317,6 +318,100 @@ def test_one_connection_in_two_threads(green, connect):
     assert _epoll.entries[conn.fileno()].epoll_set is first
 
 
+def test_two_threads_on_one_asynchronous_connection(green, dsn):
+    """A second thread that waits for a connection is told; the first goes on."""
+    conn = psycopg2.connect(dsn, async_=True)
+    green.callback(conn)
+    cursor = conn.cursor()
+    cursor.execute("select 42, pg_sleep(0.3)")
+    task = green.spawn(green.callback, conn)
+    green.sleep(0.05)
+    outcome = []
+
+    def work():
+        green.sleep(0)  # makes a hub
+        try:
+            outcome.append(green.callback(conn))
+        except psycopg2.ProgrammingError as ex:
+            outcome.append(str(ex))
+
+    _native.start_thread(work)
+    with green.Timeout(10):
+        green.wait(task)
+    assert cursor.fetchone()[0] == 42
+    assert "another greenlet waits" in outcome[0]
+    conn.close()
+
+
+def test_thread_with_the_number_of_a_former_one(green, connect):
+    """A thread's number is used again; its connections wait where they are used."""
+    conn = connect()
+    outcome = []
+
+    def work(hub):
+        if hub:
+            green.sleep(0)  # makes one
+        try:
+            answer = query(conn, "42 from pg_sleep(0.05)")
+        except Exception as ex:
+            answer = ex
+        outcome.append((_epoll._get_ident(), answer))
+
+    numbers = []
+    for hub in [True, False] * 10:
+        _native.start_thread(lambda hub=hub: work(hub))
+        while not outcome:
+            native_sleep(0.01)
+        native_sleep(0.02)  # for the thread's end
+        number, answer = outcome.pop()
+        assert answer == 42
+        numbers.append(number)
+    assert len(set(numbers)) < len(numbers)
+
+
+def test_taken_over_while_the_set_is_made_anew(green, connect, monkeypatch):
+    """A connection that another thread waits for meanwhile stays that thread's."""
+    waiting, taken = connect(), connect()
+    query(waiting)
+    query(taken)
+    epoll_set = _epoll.entries[taken.fileno()].epoll_set
+    outcome = []
+
+    def take():
+        green.sleep(0)
+        outcome.append(query(taken, "42 from pg_sleep(0.3)"))
+
+    class Slow:
+        """A kernel's set: to change it lets other threads run."""
+
+        def __init__(self):
+            self._epoll = original()
+
+        def __getattr__(self, name):
+            return getattr(self._epoll, name)
+
+        def register(self, fd, events):
+            self._epoll.register(fd, events)
+            if fd == waiting.fileno():
+                _native.start_thread(take)
+                while _epoll.entries[taken.fileno()].epoll_set is epoll_set:
+                    native_sleep(0.01)
+
+    original = _epoll._epoll
+    task = green.spawn(query, waiting, "pg_sleep(0.3)")
+    green.sleep(0.05)
+    monkeypatch.setattr(_epoll, "_epoll", Slow)
+    green.call_in_hub(epoll_set._rebuild)
+    green.wait(task)
+    deadline = time.monotonic() + 10
+    while not outcome and time.monotonic() < deadline:
+        green.sleep(0.01)
+    assert outcome == [42]
+    monkeypatch.undo()
+    green.call_in_hub(epoll_set._rebuild)
+    green.sleep(0.01)
+
+
 def test_loops_in_many_threads(green, dsn):
     """Each native thread's loop has a set of its own; all work at the same time."""
     outcome = []
@@ -351,6 +446,30 @@ def test_new_hub(green, script):
                 cursor = waiting.cursor()
                 cursor.execute("select 42, pg_sleep(0.1)")
             assert cursor.fetchone()[0] == 42
+        """
+    )
+
+
+def test_new_hub_while_the_former_is_waited_with(green, script):
+    """A greenlet that the former hub has left waiting keeps no connection there."""
+    if green.name != "gevent":
+        pytest.skip("eventlet's use_hub() is not for a hub that is waited with")
+    if "libuv" in green.loop_name():
+        pytest.skip("gevent does not return from destroying such a hub")
+    script(
+        """
+        import gevent
+        conn, other = psycopg2.connect(dsn), psycopg2.connect(dsn)
+        for waiting in conn, other:
+            waiting.cursor().execute("select 1")
+        task = green.spawn(other.cursor().execute, "select pg_sleep(60)")
+        green.sleep(0.1)
+        green.new_hub()
+        with green.ticking():
+            cursor = conn.cursor()
+            cursor.execute("select 42, pg_sleep(0.1)")
+        assert cursor.fetchone()[0] == 42
+        os._exit(0)
         """
     )
 
@@ -428,3 +547,58 @@ def test_loop_ends(green, script):
             raise AssertionError
         """
     )
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("name", ["hold", "release"])
+def test_wait_within_a_wait(green, connect, name, moment):
+    """What runs when a wait begins or ends, a destructor say, may wait itself."""
+    conn, inner, longer = connect(), connect(), connect()
+    for each in conn, inner, longer:
+        query(each)
+    epoll_set = _epoll.entries[conn.fileno()].epoll_set
+    original = getattr(epoll_set.loop, name)
+    tasks = []
+
+    def destroy():
+        delattr(epoll_set.loop, name)
+        tasks.append(green.spawn(query, longer, "43 from pg_sleep(0.4)"))
+        assert query(inner, "42 from pg_sleep(0.1)") == 42
+
+    def interrupted():
+        if moment == "before":
+            destroy()
+        original()
+        if moment == "after":
+            destroy()
+
+    setattr(epoll_set.loop, name, interrupted)
+    with green.Timeout(10):
+        assert query(conn, "41 from pg_sleep(0.1)") == 41
+        assert green.wait(tasks[0]) == 43
+        assert query(conn, "44 from pg_sleep(0.1)") == 44
+    assert (epoll_set.waiting, epoll_set.held) == (0, False)
+
+
+def test_interrupted_before_it_waits(green, connect, monkeypatch):
+    """An exception out of a signal's handler leaves nobody counted who waits."""
+    conn = connect()
+    query(conn)
+    epoll_set = _epoll.entries[conn.fileno()].epoll_set
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(epoll_set.loop, "hold", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        query(conn)
+    monkeypatch.undo()
+    assert (epoll_set.waiting, epoll_set.held) == (0, False)
+    conn = connect()
+    query(conn)
+    if not psycogreen.status().compiled:  # in C nothing runs there
+        monkeypatch.setattr(_pure, "getcurrent", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            query(conn)
+        monkeypatch.undo()
+    assert (epoll_set.waiting, epoll_set.held) == (0, False)

@@ -182,6 +182,66 @@ def test_fork_during_queries(green, script):
     )
 
 
+def test_parent_ends(green, script):
+    """A child does not spin when the server hangs up on a connection it inherited."""
+    output = script(
+        """
+        import time
+        from psycogreen import _native
+        conn = psycopg2.connect(dsn)
+        cursor = conn.cursor()
+        cursor.execute("select 1")
+        if os.fork():
+            os._exit(0)
+        _native.original("time", "sleep")(0.2)
+        other = psycopg2.connect(dsn)
+        other.autocommit = True
+        cursor = other.cursor()
+        cursor.execute("select pg_terminate_backend(%s)", (conn.info.backend_pid,))
+        green.sleep(0.1)
+        begin = time.process_time()
+        green.sleep(1)
+        print("busy for", time.process_time() - begin)
+        """
+    )
+    assert float(output.split()[-1]) < 0.4, output
+
+
+def test_fork_in_the_middle_of_a_batch(green, script):
+    """A child leaves alone what was ready when the fork came."""
+    script(
+        """
+        from psycogreen import _native
+        native_sleep = _native.original("time", "sleep")
+
+        def work():
+            conn.cursor().execute("select pg_sleep(0.1)")
+            pid = os.fork()
+            if not pid:
+                native_sleep(0.2)  # the parent goes first
+                green.sleep(0.1)
+                os._exit(0)
+            return pid
+
+        conn, listener, sender = (psycopg2.connect(dsn) for _ in range(3))
+        for each in listener, sender:
+            each.autocommit = True
+        listener.cursor().execute("listen forked")
+        # So that answer and notification come in this order, while nobody looks.
+        task = green.spawn(work)
+        green.sleep(0.02)
+        with psycogreen.blocking():
+            sender.cursor().execute("select pg_sleep(0.3); notify forked")
+        native_sleep(0.1)
+        pid = green.wait(task)
+        with green.Timeout(10):
+            listener.cursor().execute("select pg_sleep(0.5)")
+        assert os.waitpid(pid, 0)[1] == 0
+        check()
+        """
+    )
+
+
 def spawned(backend, dsn):
     """Do what a child that multiprocessing has spawned does: all anew."""
     run.patch(backend)

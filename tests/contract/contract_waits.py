@@ -1,5 +1,8 @@
 """The wait callback itself: its limit, its interruption, its errors."""
 
+import copy
+import os
+import pickle
 from functools import partial
 
 import psycopg2
@@ -7,6 +10,7 @@ import pytest
 from psycopg2.extensions import set_wait_callback
 
 import psycogreen
+from psycogreen._hot import entries
 
 
 def test_timeout(green, conn):
@@ -81,6 +85,30 @@ def test_unknown_state(green, state):
 
     with pytest.raises(psycopg2.OperationalError, match=repr(state)):
         green.callback(Strange())
+
+
+def test_copies(green):
+    """A callback in somebody's settings is copied and pickled like any function."""
+    assert copy.deepcopy(green.callback) is green.callback
+    assert pickle.loads(pickle.dumps(green.callback)) is green.callback
+
+
+def test_states_of_another_type(green):
+    """A state is a number, whatever its type."""
+    states = iter([True, False])
+
+    class Strange:
+        def poll(self):
+            return next(states)
+
+        def fileno(self):
+            return answered
+
+    answered = os.eventfd(1)
+    green.callback(Strange())
+    os.close(answered)
+    entries.pop(answered, None)
+    assert list(states) == []
 
 
 def test_framework_timeout(green, conn):
