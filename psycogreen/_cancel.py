@@ -51,7 +51,7 @@ def cancel(
         if conn.async_:
             return
         request = _Request(conn)
-        if type(interruption).__name__ == "GreenletExit":
+        if _is_kill(interruption):
             start_thread(request.send)
         else:
             in_thread(request.send, wait_socket, CANCEL_WAIT)
@@ -59,6 +59,12 @@ def cancel(
         request.log_failure(f"the server has not taken it within {CANCEL_WAIT:g} s")
     except Exception as ex:  # noqa: BLE001
         logger.warning("cannot cancel an interrupted query: %s", ex)
+
+
+def _is_kill(interruption: BaseException) -> bool:
+    # By name: greenlet may not be there at all, under uWSGI.
+    names = [base.__name__ for base in type(interruption).__mro__]
+    return "GreenletExit" in names
 
 
 class _Request:

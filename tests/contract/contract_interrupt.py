@@ -12,6 +12,7 @@ from traceback import extract_tb
 
 import psycopg2
 import pytest
+from greenlet import GreenletExit
 from psycopg2.extensions import parse_dsn, set_wait_callback
 
 import psycogreen
@@ -280,12 +281,17 @@ def test_interrupted_again(green, proxy):
     assert ended == ["GreenletExit"]
 
 
-def test_killed_and_closed(green, connect):
+class OwnExit(GreenletExit):
+    """A kill of an application's own."""
+
+
+@pytest.mark.parametrize("kill", [(), (OwnExit(),)], ids=["usual", "own"])
+def test_killed_and_closed(green, connect, kill):
     """Who kills a greenlet may close its connection at once."""
     conn = connect()
     task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
     green.sleep(0.1)
-    green.kill(task)
+    green.kill(task, *kill)
     conn.close()
 
 
