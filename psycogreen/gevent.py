@@ -69,20 +69,19 @@ class _Loop:
         self._watcher.start(callback)
 
     def hold(self) -> None:
-        self._check()
+        # Another one, too, in a thread that has a former thread's number. (It is asked
+        # at every wait if one greenlet waits at a time: no call more than need be.)
+        if get_hub_if_exists() is not self._hub:
+            raise HubGone
         self._watcher.ref = True
 
     def release(self) -> None:
         self._watcher.ref = False
 
     def switch(self) -> object:
-        self._check()
-        return self._hub.switch()
-
-    def _check(self) -> None:
-        # Another one, too, in a thread that has a former thread's number.
         if get_hub_if_exists() is not self._hub:
             raise HubGone
+        return self._hub.switch()
 
     def forget(self) -> None:
         self.release()
@@ -104,7 +103,8 @@ class _LibuvLoop(_Loop):
             self.hold()
 
     def hold(self) -> None:
-        self._check()
+        if get_hub_if_exists() is not self._hub:
+            raise HubGone
         self._watcher.start(self._callback)
 
     def release(self) -> None:
