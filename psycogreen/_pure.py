@@ -150,7 +150,8 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
                 return
         epoll_set = entry.epoll_set
         try:
-            entry.since = epoll_set.now or monotonic()
+            if entry.waiter is None:  # otherwise change() is about to refuse
+                entry.since = epoll_set.now or monotonic()
             while True:
                 if state != entry.state or entry.waiter is not None:
                     epoll_set.change(entry, state)

@@ -664,7 +664,9 @@ wait_for(State *state, Wait *self, PyObject *conn, PyObject *timeout)
         }
         Py_RETURN_NONE;
     }
-    entry->since = monotonic();
+    if (!entry->waiter) { /* otherwise change() is about to refuse */
+        entry->since = monotonic();
+    }
     if (wait_until_ok(state, conn, entry, wanted, code) == 0) {
         result = Py_NewRef(Py_None);
     }

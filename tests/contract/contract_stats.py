@@ -34,10 +34,12 @@ def await_(green, condition):
 
 def test_waits(green, dsn):
     """Each connection attempt, query and commit is one wait."""
+    green.sleep(0)  # in Python they are counted when all in a batch were woken
     before = psycogreen.status()
     conn = psycopg2.connect(dsn)
     conn.cursor().execute("select 1")  # and the "begin" before it
     conn.commit()
+    green.sleep(0)
     assert grown(before) == (4, 0, 0)
     conn.close()
 
@@ -60,6 +62,18 @@ def test_waiting(green, connect):
         green.wait(task)
     status = psycogreen.status()
     assert (status.waiting, status.longest_wait) == (0, 0.0)
+
+
+def test_refused(green, conn):
+    """Who is refused, since another greenlet waits, leaves that one's age alone."""
+    before = psycogreen.status()
+    task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
+    green.sleep(0.2)
+    with pytest.raises(psycopg2.ProgrammingError, match="waits for this connection"):
+        green.callback(conn)
+    assert psycogreen.status().longest_wait > 0.15
+    green.kill(task)
+    await_(green, lambda: grown(before)[2] == 1)
 
 
 def test_cancelled(green, conn):
