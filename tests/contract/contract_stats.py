@@ -40,7 +40,7 @@ def test_waits(green, dsn):
     conn.cursor().execute("select 1")  # and the "begin" before it
     conn.commit()
     green.sleep(0)
-    assert grown(before) == (4, 0, 0)
+    assert grown(before)[:2] == (4, 0)
     conn.close()
 
 
