@@ -2,8 +2,8 @@
 # python3 is older than 3.11: make PYTHON=python3.12 ...
 PYTHON = python3
 BIN = .venv/bin
-SOURCES = pyproject.toml setup.py _psycogreen_plugin.py \
-    $(shell find psycogreen -type f -not -name '*.pyc')
+SOURCES = pyproject.toml setup.py \
+    $(shell find src -type f -not -name '*.pyc' -not -path '*.egg-info/*')
 
 .PHONY: demo uwsgi test test-matrix faults docs lint format build clean \
     bench instructions check-instructions record-instructions
@@ -69,4 +69,4 @@ build: .venv/test
 	touch $@
 
 clean:
-	rm -rf .venv .cache build dist psycogreen.egg-info
+	rm -rf .venv .cache build dist src/*.egg-info

@@ -12,12 +12,16 @@ from setuptools import Extension, setup
 
 extensions = []
 if sys.platform == "linux":
-    extensions.append(Extension("psycogreen._ugreen", ["psycogreen/_ugreen.c"]))
+    extensions.append(
+        Extension("psycogreen._uwsgi._ugreen", ["src/psycogreen/_uwsgi/_ugreen.c"])
+    )
     if greenlet := find_spec("greenlet"):
         # Its wheels have the header within the package, as greenlet/greenlet.h.
         headers = str(Path(greenlet.origin).parents[1])
-        sources = ["psycogreen/_speedups.c"]
-        speedups = Extension("psycogreen._speedups", sources, include_dirs=[headers])
+        sources = ["src/psycogreen/_wait/_speedups.c"]
+        speedups = Extension(
+            "psycogreen._wait._speedups", sources, include_dirs=[headers]
+        )
         extensions.append(speedups)
 for extension in extensions:
     extension.optional = True

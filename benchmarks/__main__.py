@@ -23,7 +23,7 @@ from serving import measure_requests, measure_sleepers
 from tables import rst, tables
 from ways import ROOT, fetch_others
 
-from psycogreen._postgres import postgres
+from psycogreen._check.postgres import postgres
 
 MEASURES = [
     *(measure_queries, measure_large, measure_requests, measure_sleepers),

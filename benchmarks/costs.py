@@ -20,7 +20,7 @@ from rich.progress import track
 from scale import Scale
 from ways import ROOT, WAYS
 
-from psycogreen._postgres import Server
+from psycogreen._check.postgres import Server
 
 UNIX = 50  # greenlets, over the unix socket
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ways import psycopg3_version
 
-from psycogreen import _hot
+from psycogreen._wait import twin
 
 LIBRARIES = [
     *("psycogreen", "psycopg2-binary"),
@@ -63,7 +63,7 @@ def environment(postgres: str) -> dict[str, str]:
         "PostgreSQL": postgres,
         **{library: version(library) for library in LIBRARIES},
         "psycopg": psycopg3_version(),
-        "psycogreen compiled": "yes" if _hot.compiled else "no",
+        "psycogreen compiled": "yes" if twin.compiled else "no",
         "HTTP client": "wrk" if shutil.which("wrk") else "benchmarks/client.py",
     }
 

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from ways import ROOT, WAYS, fetch_others
 
-from psycogreen._postgres import postgres
+from psycogreen._check.postgres import postgres
 
 RECORD = Path(__file__).with_suffix(".json")
 TOLERANCE = 0.05

@@ -16,7 +16,7 @@ from scale import Scale
 from servers import HttpServer, gunicorn
 from ways import ROOT, WAYS
 
-from psycogreen._postgres import Server
+from psycogreen._check.postgres import Server
 
 WORKERS = {
     "gevent": ["-k", "gevent"],

@@ -30,7 +30,7 @@ from scenes import (
     uwsgi_contenders,
 )
 
-from psycogreen._postgres import find_programs, postgres
+from psycogreen._check.postgres import find_programs, postgres
 
 PICTURE = Path("timeline.svg")
 

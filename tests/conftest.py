@@ -18,7 +18,7 @@ import uwsgi_builds
 from environments import build_wheel, environment_with_gunicorn
 from servers import HttpServer, uwsgi
 
-from psycogreen._postgres import Server, postgres
+from psycogreen._check.postgres import Server, postgres
 
 TESTS = Path(__file__).parent
 

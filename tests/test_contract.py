@@ -10,7 +10,7 @@ import pytest
 from conftest import HBA, TESTS, environment, make_role
 from contract.run import BACKENDS
 
-from psycogreen._postgres import postgres
+from psycogreen._check.postgres import postgres
 
 AT_ONCE = 4
 

@@ -29,7 +29,7 @@ def test_wheel(distributions):
     names = zipfile.ZipFile(wheel).namelist()
     modules = [*(ROOT / "psycogreen").rglob("*.py"), ROOT / "_psycogreen_plugin.py"]
     assert {str(path.relative_to(ROOT)) for path in modules} <= set(names)
-    assert {"psycogreen/py.typed", "psycogreen/_ugreen.pyi"} <= set(names)
+    assert {"psycogreen/py.typed", "psycogreen/_uwsgi/_ugreen.pyi"} <= set(names)
     assert not any(name.endswith(".c") for name in names)
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     metadata = next(name for name in names if name.endswith("/METADATA"))
@@ -49,8 +49,8 @@ def test_sdist(distributions):
         "LICENSE",
         "pyproject.toml",
         "setup.py",
-        "psycogreen/py.typed",
-        "psycogreen/_ugreen.c",
+        "src/psycogreen/py.typed",
+        "src/psycogreen/_uwsgi/_ugreen.c",
     } <= names
 
 
@@ -72,7 +72,9 @@ def test_extension_is_optional(distributions, tmp_path, compiler):
     assert result.returncode == 0, result.stdout + result.stderr
     [wheel] = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    found = [name for name in names if name.startswith("psycogreen/_ugreen.cpython")]
+    found = [
+        name for name in names if name.startswith("psycogreen/_uwsgi/_ugreen.cpython")
+    ]
     assert len(found) == (compiler == "cc")
     assert "psycogreen/uwsgi.py" in names
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from psycogreen._postgres import SOURCE_VARIABLE, find_programs, postgres
+from psycogreen._check.postgres import SOURCE_VARIABLE, find_programs, postgres
 
 
 def _has_system_postgres():
@@ -64,7 +64,7 @@ def test_owner_killed(source):
     """Nothing is left of it when its owner is killed with SIGKILL."""
     code = (
         "import sys\n"
-        "from psycogreen._postgres import postgres\n"
+        "from psycogreen._check.postgres import postgres\n"
         "with postgres() as server:\n"
         "    print(server.pid, server.socket_directory, flush=True)\n"
         "    sys.stdin.read()"
@@ -88,7 +88,7 @@ def test_interrupted_owner(source):
         "import signal, time\n"
         # A shell's background jobs, and what they start, ignore SIGINT.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from psycogreen._postgres import postgres\n"
+        "from psycogreen._check.postgres import postgres\n"
         "with postgres() as server:\n"
         "    print(server.pid, flush=True)\n"
         "    time.sleep(600)"
@@ -124,8 +124,8 @@ def test_out_of_reach(monkeypatch, tmp_path):
     code = (
         "import sys\n"
         f"sys.path.insert(0, {str(hidden)!r})\n"
-        "from psycogreen import _postgres\n"
-        "with _postgres.postgres(10) as server:\n"
+        "from psycogreen._check import postgres\n"
+        "with postgres.postgres(10) as server:\n"
         "    import psycopg2; psycopg2.connect(server.dsn).close()\n"
     )
     env = {**os.environ, "PYTHONPATH": str(hidden)}

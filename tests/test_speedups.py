@@ -9,7 +9,7 @@ import greenlet
 import pytest
 from conftest import TESTS
 
-SOURCE = TESTS.parent / "psycogreen" / "_speedups.c"
+SOURCE = TESTS.parent / "src" / "psycogreen" / "_wait" / "_speedups.c"
 PRINT = """
 import psycogreen
 psycogreen.patch_psycopg("gevent")
@@ -32,7 +32,7 @@ def test_not_compiled(python):
     """Without it the one in Python works."""
     program = f"""
 import sys
-sys.modules["psycogreen._speedups"] = None
+sys.modules["psycogreen._wait._speedups"] = None
 from gevent import monkey; monkey.patch_all()
 import os, psycopg2
 {PRINT}
@@ -52,7 +52,7 @@ def test_old_greenlet(python):
 def test_without_greenlet(python):
     """Nor without greenlet, which uWSGI's uGreen does not need."""
     program = "import sys; sys.modules['greenlet'] = None; "
-    program += "from psycogreen import _hot; print(_hot.compiled)"
+    program += "from psycogreen._wait import twin; print(twin.compiled)"
     assert python(program).strip() == "False"
 
 

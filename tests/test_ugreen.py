@@ -139,7 +139,7 @@ def test_extension_outside_uwsgi(python):
     python(
         """if True:
         try:
-            import psycogreen._ugreen
+            import psycogreen._uwsgi._ugreen
         except ModuleNotFoundError as ex:
             assert ex.name == "uwsgi", ex
         else:
@@ -159,7 +159,7 @@ def test_foreign_suspend(python):
         sys.modules["uwsgi"] = uwsgi
         for uwsgi.suspend in (lambda: True), sys.getrefcount:
             try:
-                import psycogreen._ugreen
+                import psycogreen._uwsgi._ugreen
             except ImportError as ex:
                 assert "uwsgi.suspend is not uWSGI's own" in str(ex), ex
             else:
@@ -178,7 +178,7 @@ def test_compiles_without_warnings(tmp_path, optimisation):
             *("-Wall", "-Wextra", "-Werror", optimisation, "-fPIC", "-c"),
             *("-o", str(tmp_path / "_ugreen.o")),
             f"-I{sysconfig.get_path('include')}",
-            str(ROOT / "psycogreen" / "_ugreen.c"),
+            str(ROOT / "src" / "psycogreen" / "_uwsgi" / "_ugreen.c"),
         ],
         check=True,
     )

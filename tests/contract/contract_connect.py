@@ -313,7 +313,7 @@ def slow_resolver(green, monkeypatch):
 
 def time_sleep():
     """Return the native sleep, which blocks its thread."""
-    from psycogreen._native import original
+    from psycogreen._wait.native import original
 
     return original("time", "sleep")
 

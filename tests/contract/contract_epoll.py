@@ -13,10 +13,10 @@ from greenlet import GreenletExit
 from psycopg2.extensions import parse_dsn
 
 import psycogreen
-from psycogreen import _epoll, _native, _pure
-from psycogreen._hot import CHECK_INTERVAL
+from psycogreen._wait import epoll, native, pure
+from psycogreen._wait.twin import CHECK_INTERVAL
 
-native_sleep = _native.original("time", "sleep")
+native_sleep = native.original("time", "sleep")
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def settled(green, connect):
     probe = connect()
     probe.cursor().execute("select 1")
 
-    epoll_set = _epoll.entries[probe.fileno()].epoll_set
+    epoll_set = epoll.entries[probe.fileno()].epoll_set
 
     def settled(seconds=0.3):
         before = epoll_set._collected
@@ -45,10 +45,10 @@ def query(conn, what="1"):
 def test_in_the_set(green, conn):
     """A connection is in the set after its first query, and stays there."""
     assert query(conn) == 1
-    entry = _epoll.entries[conn.fileno()]
+    entry = epoll.entries[conn.fileno()]
     assert entry.conn() is conn
     assert query(conn) == 1
-    assert _epoll.entries[conn.fileno()] is entry
+    assert epoll.entries[conn.fileno()] is entry
     assert entry.waiter is None
     assert entry.epoll_set.waiting == 0
 
@@ -140,10 +140,10 @@ def test_duplicate_under_another_connection(green, connect, settled):
     assert conn.fileno() == number
     with green.ticking():
         assert query(conn, "42 from pg_sleep(0.5)") == 42
-    before = _epoll.entries[conn.fileno()].epoll_set._collected
+    before = epoll.entries[conn.fileno()].epoll_set._collected
     with green.ticking():
         assert query(conn, "43 from pg_sleep(0.5)") == 43
-    assert _epoll.entries[number].epoll_set._collected - before < 3 * CHECK_INTERVAL
+    assert epoll.entries[number].epoll_set._collected - before < 3 * CHECK_INTERVAL
     os.close(duplicate)
     assert settled() < 5
 
@@ -163,12 +163,12 @@ class SlowReader:
         self._server = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
         self._server.connect(("127.0.0.1", port))
         self.port = self._listener.getsockname()[1]
-        _native.start_thread(self._accept)
+        native.start_thread(self._accept)
 
     def _accept(self):
         descriptor, _ = self._listener._accept()
         self._client = _socket.socket(fileno=descriptor)
-        _native.start_thread(lambda: self._copy(self._server, self._client, 0))
+        native.start_thread(lambda: self._copy(self._server, self._client, 0))
         self._copy(self._client, self._server, 0.0005)
 
     def _copy(self, source, target, pause):
@@ -206,7 +206,7 @@ def test_slow_write(green, connect, dsn, settled):
         cursor.execute("select length(%s)", (text,))
         return cursor.fetchone()[0]
 
-    epoll_set = _epoll.entries[conn.fileno()].epoll_set
+    epoll_set = epoll.entries[conn.fileno()].epoll_set
     before = epoll_set._collected
     with green.ticking():
         task = green.spawn(write)
@@ -227,7 +227,7 @@ def test_killed_while_it_waits(green, connect, settled):
     query(other)
     task = green.spawn(query, conn, "pg_sleep(60)")
     green.sleep(0.05)
-    entry = _epoll.entries[conn.fileno()]
+    entry = epoll.entries[conn.fileno()]
     assert entry.epoll_set.waiting == 1
     green.kill(task)
     green.sleep(0.05)
@@ -298,15 +298,15 @@ def test_one_connection_in_two_threads(green, connect):
     """A connection that changes threads is waited for where it is used."""
     conn = connect()
     assert query(conn, "1 from pg_sleep(0.05)") == 1
-    first = _epoll.entries[conn.fileno()].epoll_set
+    first = epoll.entries[conn.fileno()].epoll_set
     outcome = []
 
     def work():
         with green.ticking(2):
             outcome.append(query(conn, "2 from pg_sleep(0.05)"))
-        outcome.append(_epoll.entries[conn.fileno()].epoll_set)
+        outcome.append(epoll.entries[conn.fileno()].epoll_set)
 
-    _native.start_thread(work)
+    native.start_thread(work)
     deadline = time.monotonic() + 30
     while len(outcome) < 2:
         assert time.monotonic() < deadline
@@ -315,7 +315,7 @@ def test_one_connection_in_two_threads(green, connect):
     assert outcome[1] is not first
     with green.ticking(2):
         assert query(conn, "3 from pg_sleep(0.05)") == 3
-    assert _epoll.entries[conn.fileno()].epoll_set is first
+    assert epoll.entries[conn.fileno()].epoll_set is first
 
 
 def test_two_threads_on_one_asynchronous_connection(green, dsn):
@@ -335,7 +335,7 @@ def test_two_threads_on_one_asynchronous_connection(green, dsn):
         except psycopg2.ProgrammingError as ex:
             outcome.append(str(ex))
 
-    _native.start_thread(work)
+    native.start_thread(work)
     with green.Timeout(10):
         green.wait(task)
     assert cursor.fetchone()[0] == 42
@@ -355,11 +355,11 @@ def test_thread_with_the_number_of_a_former_one(green, connect):
             answer = query(conn, "42 from pg_sleep(0.05)")
         except Exception as ex:
             answer = ex
-        outcome.append((_epoll._get_ident(), answer))
+        outcome.append((epoll._get_ident(), answer))
 
     numbers = []
     for hub in [True, False] * 10:
-        _native.start_thread(lambda hub=hub: work(hub))
+        native.start_thread(lambda hub=hub: work(hub))
         while not outcome:
             native_sleep(0.01)
         native_sleep(0.02)  # for the thread's end
@@ -374,7 +374,7 @@ def test_taken_over_while_the_set_is_made_anew(green, connect, monkeypatch):
     waiting, taken = connect(), connect()
     query(waiting)
     query(taken)
-    epoll_set = _epoll.entries[taken.fileno()].epoll_set
+    epoll_set = epoll.entries[taken.fileno()].epoll_set
     outcome = []
 
     def take():
@@ -393,14 +393,14 @@ def test_taken_over_while_the_set_is_made_anew(green, connect, monkeypatch):
         def register(self, fd, events):
             self._epoll.register(fd, events)
             if fd == waiting.fileno():
-                _native.start_thread(take)
-                while _epoll.entries[taken.fileno()].epoll_set is epoll_set:
+                native.start_thread(take)
+                while epoll.entries[taken.fileno()].epoll_set is epoll_set:
                     native_sleep(0.01)
 
-    original = _epoll._epoll
+    original = epoll._epoll
     task = green.spawn(query, waiting, "pg_sleep(0.3)")
     green.sleep(0.05)
-    monkeypatch.setattr(_epoll, "_epoll", Slow)
+    monkeypatch.setattr(epoll, "_epoll", Slow)
     green.call_in_hub(epoll_set._rebuild)
     green.wait(task)
     deadline = time.monotonic() + 10
@@ -424,7 +424,7 @@ def test_loops_in_many_threads(green, dsn):
             conn.close()
 
     for _ in range(4):
-        _native.start_thread(work)
+        native.start_thread(work)
     deadline = time.monotonic() + 30
     while len(outcome) < 4 and time.monotonic() < deadline:
         green.sleep(0.01)
@@ -478,10 +478,10 @@ def test_without_epoll(green, script):
     """A system without epoll: the framework's own wait, as good, if dearer."""
     script(
         """
-        from psycogreen import _epoll
-        _epoll.available = lambda: False
+        from psycogreen._wait import epoll
+        epoll.available = lambda: False
         check()
-        assert not _epoll.entries
+        assert not epoll.entries
         tasks = [green.spawn(query) for _ in range(10)]
         assert [green.wait(task) for task in tasks] == [42] * 10
         """
@@ -556,7 +556,7 @@ def test_wait_within_a_wait(green, connect, name, moment):
     conn, inner, longer = connect(), connect(), connect()
     for each in conn, inner, longer:
         query(each)
-    epoll_set = _epoll.entries[conn.fileno()].epoll_set
+    epoll_set = epoll.entries[conn.fileno()].epoll_set
     original = getattr(epoll_set.loop, name)
     tasks = []
 
@@ -584,7 +584,7 @@ def test_interrupted_before_it_waits(green, connect, monkeypatch):
     """An exception out of a signal's handler leaves nobody counted who waits."""
     conn = connect()
     query(conn)
-    epoll_set = _epoll.entries[conn.fileno()].epoll_set
+    epoll_set = epoll.entries[conn.fileno()].epoll_set
 
     def interrupted():
         raise KeyboardInterrupt
@@ -597,7 +597,7 @@ def test_interrupted_before_it_waits(green, connect, monkeypatch):
     conn = connect()
     query(conn)
     if not psycogreen.status().compiled:  # in C nothing runs there
-        monkeypatch.setattr(_pure, "getcurrent", interrupted)
+        monkeypatch.setattr(pure, "getcurrent", interrupted)
         with pytest.raises(KeyboardInterrupt):
             query(conn)
         monkeypatch.undo()

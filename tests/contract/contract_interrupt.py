@@ -16,7 +16,7 @@ from greenlet import GreenletExit
 from psycopg2.extensions import parse_dsn, set_wait_callback
 
 import psycogreen
-from psycogreen import _cancel, _native
+from psycogreen._wait import cancel, native
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_errors_do_not_cancel(green, conn, monkeypatch):
     """An error of the query's own is not an interruption."""
     cancelled = []
     monkeypatch.setattr(
-        "psycogreen._waiting.cancel", lambda *args: cancelled.append(args)
+        "psycogreen._wait.callback.cancel", lambda *args: cancelled.append(args)
     )
     with pytest.raises(psycopg2.Error):
         conn.cursor().execute("select 1 / 0")
@@ -162,12 +162,12 @@ class Proxy:
         self._server.connect(("127.0.0.1", port))
         self._held = []
         self.port = self._listener.getsockname()[1]
-        _native.start_thread(self._accept)
+        native.start_thread(self._accept)
 
     def _accept(self):
         client = self._hold()
-        _native.start_thread(lambda: self._copy(client, self._server))
-        _native.start_thread(lambda: self._copy(self._server, client))
+        native.start_thread(lambda: self._copy(client, self._server))
+        native.start_thread(lambda: self._copy(self._server, client))
         with suppress(OSError):
             while True:
                 self._hold()
@@ -212,7 +212,7 @@ def proxy(dsn):
 
 def test_silent_server(green, proxy, caplog, monkeypatch):
     """A server that takes no cancel request delays nobody for long, and no loop."""
-    monkeypatch.setattr(_cancel, "CANCEL_WAIT", 0.3)
+    monkeypatch.setattr(cancel, "CANCEL_WAIT", 0.3)
     conn = psycopg2.connect(
         f"host=127.0.0.1 port={proxy.port} user=postgres dbname=postgres"
     )
@@ -235,7 +235,7 @@ def test_failed_cancel_is_logged(green, conn, caplog, monkeypatch):
     def fail(conn):
         raise OSError(11, "no thread today")
 
-    monkeypatch.setattr(_cancel, "_Request", fail)
+    monkeypatch.setattr(cancel, "_Request", fail)
     with (
         caplog.at_level(logging.WARNING, "psycogreen"),
         pytest.raises(green.Timeout),
@@ -341,7 +341,7 @@ def test_nothing_is_left(green, connect):
         for task in tasks:
             green.wait(task)
     deadline = time.monotonic() + 10
-    while len(os.listdir("/proc/self/fd")) > descriptors or _cancel._under_way:
+    while len(os.listdir("/proc/self/fd")) > descriptors or cancel._under_way:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -9,9 +9,9 @@ import pytest
 from psycopg2.extensions import POLL_OK, POLL_READ
 
 import psycogreen
-from psycogreen import _epoll
-from psycogreen._epoll import EpollSet
-from psycogreen._hot import Entry, entries
+from psycogreen._wait import epoll
+from psycogreen._wait.epoll import EpollSet
+from psycogreen._wait.twin import Entry, entries
 
 GREENLETS = 50
 WAITS = 1_000_000
@@ -58,7 +58,7 @@ class Broken(Answered):
 def counts():
     """Return how many objects there are, and references to such as always stay."""
     gc.collect()
-    staying = [None, POLL_OK, POLL_READ, Entry, EpollSet, *_epoll._sets]
+    staying = [None, POLL_OK, POLL_READ, Entry, EpollSet, *epoll._sets]
     return [sys.getallocatedblocks(), *map(sys.getrefcount, staying)]
 
 

@@ -8,7 +8,7 @@ import pytest
 import run
 
 import psycogreen
-from psycogreen import _native
+from psycogreen._wait import native
 
 
 def in_native_thread(function):
@@ -21,8 +21,8 @@ def in_native_thread(function):
         except BaseException as ex:
             outcome.append((None, ex))
 
-    _native.start_thread(work)
-    native_sleep = _native.original("time", "sleep")
+    native.start_thread(work)
+    native_sleep = native.original("time", "sleep")
     while not outcome:
         native_sleep(0.01)
     [(value, error)] = outcome
@@ -79,7 +79,7 @@ def test_native_thread_beside_the_loop(green, dsn):
         done.append(True)
 
     with green.ticking(10):
-        _native.start_thread(work)
+        native.start_thread(work)
         while not done:
             green.sleep(0.01)
 
@@ -187,13 +187,13 @@ def test_parent_ends(green, script):
     output = script(
         """
         import time
-        from psycogreen import _native
+        from psycogreen._wait import native
         conn = psycopg2.connect(dsn)
         cursor = conn.cursor()
         cursor.execute("select 1")
         if os.fork():
             os._exit(0)
-        _native.original("time", "sleep")(0.2)
+        native.original("time", "sleep")(0.2)
         other = psycopg2.connect(dsn)
         other.autocommit = True
         cursor = other.cursor()
@@ -211,8 +211,8 @@ def test_fork_in_the_middle_of_a_batch(green, script):
     """A child leaves alone what was ready when the fork came."""
     script(
         """
-        from psycogreen import _native
-        native_sleep = _native.original("time", "sleep")
+        from psycogreen._wait import native
+        native_sleep = native.original("time", "sleep")
 
         def work():
             conn.cursor().execute("select pg_sleep(0.1)")
@@ -289,7 +289,7 @@ def test_multiprocessing_spawn(green, script, dsn):
 
 def exit_status(pid):
     """Wait for the end of a child, and return its exit status."""
-    _, status = _native.original("os", "waitpid")(pid, 0)
+    _, status = native.original("os", "waitpid")(pid, 0)
     return os.waitstatus_to_exitcode(status)
 
 

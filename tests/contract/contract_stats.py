@@ -11,7 +11,7 @@ import pytest
 from psycopg2.extensions import set_wait_callback
 
 import psycogreen
-from psycogreen import _native, _stats
+from psycogreen._wait import native, stats
 
 
 def grown(before):
@@ -99,7 +99,7 @@ def test_timed_out(green, conn):
 def test_connect_timeout(green):
     """A server that does not answer in time counts as timed out."""
     before = psycogreen.status()
-    with _native.original("socket", "socket")() as silent:
+    with native.original("socket", "socket")() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         port = silent.getsockname()[1]
@@ -124,7 +124,7 @@ def test_forgotten_wait(green, conn):
     set_wait_callback(partial(green.callback, timeout=30))
     task = green.spawn(conn.cursor().execute, "select pg_sleep(0.2)")
     green.sleep(0.05)
-    _stats._after_fork()
+    stats._after_fork()
     assert psycogreen.status().waiting == 0
     green.wait(task)
     assert psycogreen.status().waiting == 0
@@ -135,12 +135,12 @@ def test_fork(green, conn):
     """A fork begins at zero; the parent's waits go on and are counted there."""
     task = green.spawn(conn.cursor().execute, "select pg_sleep(0.3)")
     green.sleep(0.05)
-    pid = _native.original("os", "fork")()
+    pid = native.original("os", "fork")()
     if not pid:
         status = psycogreen.status()
         empty = (status.waiting, status.waits, status.longest_wait) == (0, 0, 0.0)
         os._exit(0 if empty else 1)
-    assert os.waitstatus_to_exitcode(_native.original("os", "waitpid")(pid, 0)[1]) == 0
+    assert os.waitstatus_to_exitcode(native.original("os", "waitpid")(pid, 0)[1]) == 0
     assert psycogreen.status().waiting == 1
     green.wait(task)
     assert psycogreen.status().waiting == 0

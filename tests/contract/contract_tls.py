@@ -6,7 +6,7 @@ import pytest
 import tls
 
 import psycogreen
-from psycogreen._postgres import postgres
+from psycogreen._check.postgres import postgres
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from psycopg2.extensions import set_wait_callback
 
 import psycogreen
-from psycogreen._hot import entries
+from psycogreen._wait.twin import entries
 
 
 def test_timeout(green, conn):

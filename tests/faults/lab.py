@@ -23,7 +23,7 @@ import tls
 from conftest import HBA, make_role
 from faults.proxy import Proxy
 
-from psycogreen._postgres import Server, postgres
+from psycogreen._check.postgres import Server, postgres
 
 HERE = Path(__file__).parent
 TIME_BOX = 120  # seconds for one fault, at all its points

@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 from conftest import TESTS, environment
 
-from psycogreen._postgres import find_programs, postgres
+from psycogreen._check.postgres import find_programs, postgres
 
 CACHE = TESTS.parent / ".cache"
 TIME_BOX = 400  # seconds for one run of the suite

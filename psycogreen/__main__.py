@@ -1,8 +1,0 @@
-"""``python -m psycogreen``: what is installed here, and whether it is green."""
-
-import sys
-
-from psycogreen._command import main
-
-if __name__ == "__main__":
-    sys.exit(main())

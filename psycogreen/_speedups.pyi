@@ -1,3 +1,0 @@
-from psycogreen._pure import CHECK_INTERVAL, BaseSet, Entry, entries, make_wait
-
-__all__ = ["CHECK_INTERVAL", "BaseSet", "Entry", "entries", "make_wait"]

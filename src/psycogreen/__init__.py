@@ -1,0 +1,37 @@
+"""Wait callbacks that make psycopg2 cooperate with coroutine libraries.
+
+``patch_psycopg()`` makes every psycopg2 connection of this process wait in the
+way of gevent, eventlet or uWSGI: while one greenlet waits for PostgreSQL the others
+go on. Importing this package imports psycopg2 and no coroutine library.
+"""
+
+try:
+    import psycopg2 as _psycopg2  # noqa: F401
+except ModuleNotFoundError as ex:
+    if ex.name != "psycopg2":
+        raise
+    msg = (
+        "psycogreen needs psycopg2, which is not installed: "
+        "pip install psycopg2-binary (or psycopg2, to build it against your own libpq)"
+    )
+    raise ImportError(msg, name="psycopg2") from ex
+
+from psycogreen._check.checking import CheckReport, check
+from psycogreen._errors import PatchConflict, WaitTimeout
+from psycogreen._install import Status, patch_psycopg, status, unpatch_psycopg
+from psycogreen._interface.blocking import blocking
+
+__version__ = "2.0.0.dev0"
+
+__all__ = [
+    "CheckReport",
+    "PatchConflict",
+    "Status",
+    "WaitTimeout",
+    "__version__",
+    "blocking",
+    "check",
+    "patch_psycopg",
+    "status",
+    "unpatch_psycopg",
+]

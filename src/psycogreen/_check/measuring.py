@@ -1,0 +1,135 @@
+"""What a loop does while psycopg2 waits: tried out, with real queries."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from psycopg2.extensions import parse_dsn
+
+from psycogreen._interface.connecting import named_hosts
+from psycogreen._wait import native
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+    from psycogreen._check.tasks import Loop
+
+_CONNECT_TIMEOUT = 10  # seconds for each host, if nobody has set a limit
+_DEADLINE = 1  # seconds that a silent server is given; libpq counts in whole ones
+_PATIENCE = 5.0  # seconds after which nobody thinks that this was honoured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What was measured; ``None`` where there was nothing to measure."""
+
+    wall_time: float | None = None
+    """Seconds from the first query to the last answer."""
+
+    longest_stall: float | None = None
+    """The longest time, in seconds, that the loop stood still during the queries."""
+
+    connect_stall: float | None = None
+    """The longest time, in seconds, that it did while the connections were opened."""
+
+    resolved_by: str | None = None
+    """Who has found the addresses of the host names: ``"psycogreen"``, ``"libpq"``,
+    or, in a way that stops gevent's loop, ``"gevent"``. ``None`` if there is no
+    host name in the connection string."""
+
+    connect_timeout_honoured: bool | None = None
+    """Whether connecting to a silent server ended when ``connect_timeout`` said.
+    ``None`` if that was not tried, since the loop stands still anyway."""
+
+
+def measure(
+    loop: Loop, dsn: str, queries: int, seconds: float, say: Callable[[str], object]
+) -> Figures:
+    """Run *queries* of *seconds* each at once, and watch the loop meanwhile."""
+    opened: list[connection] = []
+    try:
+        with loop.ticking() as ticker:
+            say(f"opening {queries} connections")
+            loop.run_all([partial(_connect, dsn, opened)] * queries)
+            connect_stall = ticker.stall()
+            ticker.reset()
+            say(f"running {queries} queries of {seconds:g} s at once")
+            begin = time.monotonic()
+            loop.run_all([partial(_query, conn, seconds) for conn in opened])
+            wall_time = time.monotonic() - begin
+            stall = ticker.stall()
+        resolved_by = _resolved_by(loop, opened[0])
+    finally:
+        for conn in opened:
+            conn.close()
+    honoured = None
+    if not stands_still(stall, seconds):
+        say("connecting to a server that does not answer")
+        honoured = _times_out(loop)
+    return Figures(
+        wall_time=wall_time,
+        longest_stall=stall,
+        connect_stall=connect_stall,
+        resolved_by=resolved_by,
+        connect_timeout_honoured=honoured,
+    )
+
+
+def stands_still(stall: float, seconds: float) -> bool:
+    """Return whether *stall* is that of queries of *seconds*, not the machine's."""
+    return stall > seconds / 2
+
+
+def _connect(dsn: str, opened: list[connection]) -> None:
+    limited = "connect_timeout" in parse_dsn(dsn) or "PGCONNECT_TIMEOUT" in os.environ
+    options: dict[str, Any] = {"fallback_application_name": "psycogreen check"}
+    if not limited:
+        options["connect_timeout"] = _CONNECT_TIMEOUT
+    opened.append(psycopg2.connect(dsn, **options))
+
+
+def _query(conn: connection, seconds: float) -> None:
+    conn.cursor().execute("select pg_sleep(%s)", (seconds,))
+
+
+def _resolved_by(loop: Loop, conn: connection) -> str | None:
+    """Return who has resolved the host names, by what libpq was given."""
+    found = named_hosts(conn.info.dsn_parameters)
+    if not found:
+        return None
+    if not all(address for _, address in found):
+        return "libpq"
+    return loop.name if loop.resolver_blocks() else "psycogreen"
+
+
+def _times_out(loop: Loop) -> bool:
+    """Return whether connecting to a silent server fails when its time is up."""
+    errors: list[str] = []
+    with closing(native.original("socket", "socket")()) as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with loop.timeout(_PATIENCE):
+            _connect_in_vain(silent.getsockname()[1], errors)
+    return any("timeout expired" in error for error in errors)
+
+
+def _connect_in_vain(port: int, errors: list[str]) -> None:
+    try:
+        psycopg2.connect(
+            host="127.0.0.1",
+            hostaddr="127.0.0.1",
+            port=port,
+            user="psycogreen",
+            dbname="psycogreen",
+            sslmode="disable",
+            connect_timeout=_DEADLINE,
+        )
+    except psycopg2.OperationalError as ex:
+        errors.append(str(ex))

@@ -1,0 +1,81 @@
+"""A check's report, for people and for programs."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from psycogreen._check.checking import CheckReport
+
+_GREEN, _RED, _PLAIN = "\x1b[1;32m", "\x1b[1;31m", "\x1b[0m"
+
+
+def as_dict(report: CheckReport) -> dict[str, Any]:
+    """Return the report as what JSON can hold, the verdict first."""
+    return {"verdict": _verdict(report), **asdict(report)}
+
+
+def lines(report: CheckReport, *, colours: bool = False) -> Iterator[str]:
+    """Return the report in lines of text; the first one has the verdict."""
+    verdict = _verdict(report)
+    if colours and "NO_COLOR" not in os.environ:
+        verdict = f"{_GREEN if report.cooperative else _RED}{verdict}{_PLAIN}"
+    yield verdict + _in_short(report)
+    for name, value in _rows(report):
+        yield f"  {name:<16} {value}"
+    for sentence in report.problems:
+        yield from _item("problem", sentence)
+    for sentence in report.remarks:
+        yield from _item("remark", sentence)
+
+
+def _verdict(report: CheckReport) -> str:
+    return "cooperative" if report.cooperative else "BLOCKING"
+
+
+def _in_short(report: CheckReport) -> str:
+    if report.wall_time is None:
+        return ""
+    return (
+        f": {report.queries} queries of {report.seconds:g} s at once took "
+        f"{report.wall_time:.2f} s"
+    )
+
+
+def _rows(report: CheckReport) -> Iterator[tuple[str, str]]:
+    status = report.status
+    yield "database", report.dsn or "libpq's default"
+    yield "wait callback", status.callback or "none"
+    yield "monkey patch", "in force" if status.monkey_patched else "none"
+    if report.longest_stall is not None:
+        yield "wall time", f"{report.wall_time:.2f} s"
+        yield "longest stall", _stalls(report)
+        yield "name resolution", _resolution(report.resolved_by)
+        yield "connect_timeout", _honoured(report.connect_timeout_honoured)
+
+
+def _stalls(report: CheckReport) -> str:
+    querying, connecting = report.longest_stall or 0, report.connect_stall or 0
+    return (
+        f"{querying * 1000:.0f} ms of the loop; {connecting * 1000:.0f} ms while "
+        "connecting"
+    )
+
+
+def _resolution(resolved_by: str | None) -> str:
+    if resolved_by is None:
+        return "nothing to resolve"
+    return "off the loop" if resolved_by == "psycogreen" else "on the loop"
+
+
+def _honoured(honoured: bool | None) -> str:
+    if honoured is None:
+        return "not tried"
+    return "honoured" if honoured else "not honoured"
+
+
+def _item(kind: str, sentence: str) -> list[str]:
+    return textwrap.wrap(f"{kind}: {sentence}", width=79, subsequent_indent="  ")

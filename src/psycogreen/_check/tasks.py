@@ -1,0 +1,186 @@
+"""gevent and eventlet under one set of names, for what runs tasks of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from psycogreen._check.ticker import Ticker
+from psycogreen._requirements import require
+from psycogreen._wait import native
+
+
+class Loop(ABC):
+    """The loop that a coroutine library runs, or would run, in this thread."""
+
+    name: str
+    """The library's."""
+
+    modules: tuple[str, ...]
+    """What its monkey patch has to cover for a loop that nothing stops."""
+
+    patch_call: str
+    """How an application calls that."""
+
+    def is_here(self) -> bool:
+        """Return whether there is a loop in this thread, or may be one."""
+        return self._has_hub() or native.is_main_thread()
+
+    @abstractmethod
+    def _has_hub(self) -> bool: ...
+
+    @abstractmethod
+    def is_patched(self, module: str) -> bool:
+        """Return whether *module* is monkey-patched."""
+
+    @abstractmethod
+    def monkey_patch(self) -> None:
+        """Monkey-patch the standard library, as an application does."""
+
+    @abstractmethod
+    def sleep(self, seconds: float) -> None:
+        """Let others run for *seconds*."""
+
+    @abstractmethod
+    def timeout(self, seconds: float) -> Any:  # noqa: ANN401
+        """Return a context manager that raises, and swallows, a timeout."""
+
+    @abstractmethod
+    def spawn(self, function: Callable[[], object]) -> Any:  # noqa: ANN401
+        """Run *function* as a task of the loop; return the task."""
+
+    @abstractmethod
+    def join(self, task: Any) -> None:  # noqa: ANN401
+        """Wait for the end of *task*; raise what it raised."""
+
+    def resolver_blocks(self) -> bool:
+        """Return whether the library's own resolver stops the loop."""
+        return False
+
+    def run_all(self, functions: Iterable[Callable[[], object]]) -> None:
+        """Call all *functions* at once; raise the first error, and end the others."""
+        tasks = [self.spawn(function) for function in functions]
+        try:
+            for task in tasks:
+                self.join(task)
+        finally:
+            for task in tasks:
+                task.kill()
+
+    @contextmanager
+    def ticking(self) -> Iterator[Ticker]:
+        """Let a ticker tick during the block."""
+        ticker = Ticker(self.sleep)
+        task = self.spawn(ticker.run)
+        self.sleep(0)
+        try:
+            yield ticker
+        finally:
+            task.kill()
+
+
+class GeventLoop(Loop):
+    """gevent's."""
+
+    name = "gevent"
+    modules = ("socket", "threading", "time", "select")
+    patch_call = "gevent.monkey.patch_all()"
+
+    def __init__(self) -> None:
+        """Import gevent, and make no hub yet."""
+        self._gevent = import_module("gevent")
+        self._monkey = import_module("gevent.monkey")
+
+    def _has_hub(self) -> bool:
+        from gevent._hub_local import get_hub_if_exists
+
+        return get_hub_if_exists() is not None
+
+    def is_patched(self, module: str) -> bool:
+        return bool(self._monkey.is_module_patched(module))
+
+    def monkey_patch(self) -> None:
+        self._monkey.patch_all()
+
+    def sleep(self, seconds: float) -> None:
+        self._gevent.sleep(seconds)
+
+    def timeout(self, seconds: float) -> Any:  # noqa: ANN401
+        return self._gevent.Timeout(seconds, False)
+
+    def spawn(self, function: Callable[[], object]) -> Any:  # noqa: ANN401
+        return self._gevent.spawn(_error, function)
+
+    def join(self, task: Any) -> None:  # noqa: ANN401
+        if error := task.get():
+            raise error
+
+    def resolver_blocks(self) -> bool:
+        from gevent.resolver.blocking import Resolver
+
+        return isinstance(self._gevent.get_hub().resolver, Resolver)
+
+
+class EventletLoop(Loop):
+    """eventlet's."""
+
+    name = "eventlet"
+    modules = ("socket", "thread", "time", "select")
+    patch_call = "eventlet.monkey_patch()"
+
+    def __init__(self) -> None:
+        """Import eventlet, and make no hub yet."""
+        self._eventlet = import_module("eventlet")
+        self._hubs = import_module("eventlet.hubs")
+
+    def _has_hub(self) -> bool:
+        return getattr(self._hubs._threadlocal, "hub", None) is not None
+
+    def is_patched(self, module: str) -> bool:
+        return bool(self._eventlet.patcher.is_monkey_patched(module))
+
+    def monkey_patch(self) -> None:
+        self._eventlet.monkey_patch()
+
+    def sleep(self, seconds: float) -> None:
+        self._eventlet.sleep(seconds)
+
+    def timeout(self, seconds: float) -> Any:  # noqa: ANN401
+        return self._eventlet.Timeout(seconds, False)
+
+    def spawn(self, function: Callable[[], object]) -> Any:  # noqa: ANN401
+        return self._eventlet.spawn(_error, function)
+
+    def join(self, task: Any) -> None:  # noqa: ANN401
+        if error := task.wait():
+            raise error
+
+
+LOOPS: dict[str, type[Loop]] = {"gevent": GeventLoop, "eventlet": EventletLoop}
+
+
+def loop(name: str) -> Loop:
+    """Return the loop of the library *name*.
+
+    Raise `ValueError` for another name, `ImportError` if the library is missing.
+    """
+    if name not in LOOPS:
+        msg = f"cannot watch the loop of {name!r}, only of {' or '.join(LOOPS)}"
+        raise ValueError(msg)
+    require(name)
+    return LOOPS[name]()
+
+
+def _error(function: Callable[[], object]) -> Exception | None:
+    """Call *function*; return what it raises.
+
+    Of a task that ends with an exception the traceback would be printed.
+    """
+    try:
+        function()
+    except Exception as ex:  # noqa: BLE001
+        return ex
+    return None

@@ -1,0 +1,260 @@
+"""What waits for PostgreSQL in this process: installing it, removing it, telling it.
+
+psycopg2 holds one wait callback for the whole process. What is installed is
+always read from there, not remembered, so that a fork, or somebody else's
+``set_wait_callback()``, cannot make it wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+
+from psycopg2.extensions import get_wait_callback
+
+from psycogreen._errors import PatchConflict
+from psycogreen._interface import blocking, connecting
+from psycogreen._uwsgi.engine import engine
+from psycogreen._wait import cancel, stats
+from psycogreen._wait.stats import logger
+
+FRAMEWORKS = ("gevent", "eventlet", "uwsgi")
+
+# psycopg2's callback module of each framework. Those of psycogreen's own, and
+# what eventlet.monkey_patch() installs.
+_OWN = {f"psycogreen.{name}": name for name in FRAMEWORKS}
+_BUILTIN = {"eventlet.support.psycopg2_patcher": "eventlet"}
+
+
+@dataclass(frozen=True)
+class Status:
+    """How psycopg2 waits in this process, at the moment of asking."""
+
+    framework: str | None
+    """``"gevent"``, ``"eventlet"`` or ``"uwsgi"``; ``None`` if psycopg2 blocks, or
+    waits with a callback that belongs to none of them."""
+
+    engine: str | None
+    """The async engine of this uWSGI: ``"gevent"``, ``"greenlet"`` or
+    ``"ugreen"``; ``None`` if it has none of them, and in any other process."""
+
+    callback: str | None
+    """The dotted name of the wait callback, a foreign one too; ``None`` if
+    psycopg2 blocks."""
+
+    monkey_patched: bool
+    """Whether the standard library's sockets are monkey-patched by the
+    framework (by any, if *framework* is ``None``). Never by ``"uwsgi"``."""
+
+    pid: int
+    """The process this was asked in."""
+
+    resolve_hosts: bool
+    """Whether host names are resolved without blocking the loop. ``False`` too if
+    psycopg2 has no place for that: connecting works, and blocks to resolve."""
+
+    cancel_interrupted: bool
+    """Whether a query is cancelled on the server when its wait is interrupted."""
+
+    compiled: bool
+    """Whether it waits in C. If psycogreen's callback waits in Python, it was not
+    compiled or the environment has ``PSYCOGREEN_PURE=1``."""
+
+    waiting: int
+    """How many connections are waited for now."""
+
+    longest_wait: float
+    """How long the oldest of these waits has lasted, in seconds; 0 if there is none."""
+
+    waits: int
+    """How many waits have ended in this process since it began or was forked: one for
+    each query, commit and connection attempt, and more if a result comes in pieces."""
+
+    timed_out: int
+    """How many of them took longer than the callback's *timeout*, or than
+    ``connect_timeout``."""
+
+    cancelled: int
+    """How many interrupted queries the server was asked to cancel, and has taken
+    the request."""
+
+
+def patch_psycopg(
+    framework: str | None = None,
+    *,
+    resolve_hosts: bool = True,
+    cancel_interrupted: bool = True,
+    replace: bool = False,
+) -> None:
+    """Make every psycopg2 connection of this process wait cooperatively.
+
+    *framework* is ``"gevent"``, ``"eventlet"`` or ``"uwsgi"``. With ``None`` it
+    is that of uWSGI's async engine, if this is a uWSGI that has one, else the one
+    whose monkey patch of the standard library's sockets is in force.
+
+    With *resolve_hosts* the names of hosts are resolved off the loop and passed
+    to libpq as ``hostaddr``, beside the name. (Not if the connection string names
+    a service: its file may name other hosts.) With *cancel_interrupted* a query
+    whose wait is interrupted, by a timeout or a kill, is cancelled on the server
+    too, for which the wait goes on for up to one second.
+
+    Calling it again does nothing, in this process or in a fork of it, which
+    inherits the callback and the options. It concerns all threads and all connections, those
+    already open too, from their next wait on. It may be called before or after
+    the framework's monkey-patching.
+
+    Raise `PatchConflict` if a callback of somebody else is installed, which
+    *replace* takes over instead. (eventlet's own built-in callback counts as
+    eventlet's, and a `functools.partial` of a callback as that callback: a
+    limit set with it stays in force.) Raise `ValueError` for an unknown
+    framework, `ImportError` for one that is missing or too old, `RuntimeError`
+    if *framework* is ``None`` and cannot be found out, or is ``"uwsgi"`` and its
+    engine cannot be served.
+    """
+    if framework is None:
+        framework = _detect()
+    elif framework not in FRAMEWORKS:
+        msg = f"unknown framework {framework!r}: it must be one of {_names()}"
+        raise ValueError(msg)
+    import_module(f"psycogreen.{framework}").patch_psycopg(
+        resolve_hosts=resolve_hosts,
+        cancel_interrupted=cancel_interrupted,
+        replace=replace,
+    )
+
+
+def unpatch_psycopg() -> None:
+    """Make psycopg2 block again, if it waits with a callback of psycogreen.
+
+    Does nothing if none is installed, and never removes a foreign callback.
+    Waits that are under way end as they began.
+    """
+    if _owner(blocking.get_callback(), _OWN):
+        blocking.set_callback(None)
+        connecting.remove()
+        logger.info("wait callback removed")
+
+
+def status() -> Status:
+    """Return how psycopg2 waits in this process, at this moment."""
+    callback = get_wait_callback()
+    own = _owner(callback, _OWN)
+    framework = _owner(callback, _OWN | _BUILTIN)
+    patched = monkey_patched()
+    connect = connecting.installed()
+    ages = stats.ages()
+    return Status(
+        framework=framework,
+        engine=engine(),
+        callback=None if callback is None else _name(callback),
+        monkey_patched=framework in patched if framework else bool(patched),
+        pid=os.getpid(),
+        resolve_hosts=bool(callback and connect and connect.resolve),
+        cancel_interrupted=bool(own and cancel.enabled),
+        compiled=own is not None and _compiled(),
+        waiting=len(ages),
+        longest_wait=max(ages, default=0.0),
+        waits=stats.waits(),
+        timed_out=stats.totals.timed_out,
+        cancelled=stats.totals.cancelled,
+    )
+
+
+def install(
+    callback: blocking.WaitCallback,
+    *,
+    resolve: connecting.Resolve | None,
+    cancel_interrupted: bool,
+    replace: bool,
+) -> None:
+    """Install *callback*, one of psycogreen's own, as `patch_psycopg` says."""
+    current = blocking.get_callback()
+    wanted = _owner(callback, _OWN)
+    installed = _owner(current, _OWN) == wanted
+    if installed and connecting.installed():
+        return
+    builtin = _owner(current, _BUILTIN) == wanted
+    if not (current is None or installed or builtin):
+        if not replace:
+            msg = (
+                f"psycopg2 already waits with {_name(current)}, not with "
+                f"{_name(callback)}: remove the call that installs the other, or pass "
+                f"replace=True to take over"
+            )
+            logger.warning(msg)
+            raise PatchConflict(msg)
+        logger.warning("wait callback %s replaced", _name(current))
+    if not installed:
+        blocking.set_callback(callback)
+    connecting.install(resolve)
+    cancel.enabled = cancel_interrupted
+    logger.info("%s wait callback installed", wanted)
+
+
+def monkey_patched() -> list[str]:
+    """Return the frameworks whose monkey patch of sockets is in force.
+
+    They are looked up among the modules already imported: a framework that
+    nobody has imported has patched nothing.
+    """
+    gevent = sys.modules.get("gevent.monkey")
+    eventlet = sys.modules.get("eventlet.patcher")
+    found = []
+    if gevent and gevent.is_module_patched("socket"):
+        found.append("gevent")
+    if eventlet and eventlet.is_monkey_patched("socket"):
+        found.append("eventlet")
+    return found
+
+
+def _detect() -> str:
+    if of_uwsgi := engine():
+        return "gevent" if of_uwsgi == "gevent" else "uwsgi"
+    match monkey_patched():
+        case [framework]:
+            return framework
+        case []:
+            msg = (
+                "no framework to wait with: neither gevent nor eventlet has "
+                "monkey-patched this process; call gevent.monkey.patch_all() or "
+                "eventlet.monkey_patch() first, run uWSGI with an async engine, or "
+                f"name the framework ({_names()})"
+            )
+        case found:
+            msg = (
+                f"{' and '.join(found)} have both monkey-patched this process: "
+                f"name the framework to wait with ({_names()})"
+            )
+    raise RuntimeError(msg)
+
+
+def _names() -> str:
+    return ", ".join(map(repr, FRAMEWORKS))
+
+
+def _compiled() -> bool:
+    # Not earlier: it imports greenlet.
+    from psycogreen._wait import twin
+
+    return twin.compiled
+
+
+def _owner(callback: object, modules: dict[str, str]) -> str | None:
+    """Return whose *callback* is by the module it comes from, or ``None``."""
+    return modules.get(getattr(_unwrap(callback), "__module__", None) or "")
+
+
+def _name(callback: object) -> str:
+    """Return the dotted name of *callback*, or its `repr` if it has none."""
+    function = _unwrap(callback)
+    name = getattr(function, "__qualname__", None)
+    return f"{function.__module__}.{name}" if name else repr(function)
+
+
+def _unwrap(callback: object) -> object:
+    while isinstance(callback, partial):
+        callback = callback.func
+    return callback

@@ -1,0 +1,491 @@
+/* Switching away from a request on uGreen's stacks, which uWSGI does by halves.
+
+   uwsgi.suspend() swaps the machine's stacks and, of the thread state, the frame
+   pointer and the recursion counters. What it leaves in the thread state the
+   next request takes over, and overwrites: the data stack, where the frames of
+   Python functions live since 3.11, the exceptions being handled, the context
+   of contextvars. And it keeps the GIL, which the next request then waits for.
+   suspend() here is to be called in its place: it takes all of that out of the
+   thread state, lets uWSGI swap, and puts it back.
+
+   What it relies on: all of uGreen's requests of a process run in one native
+   thread, on one thread state; uWSGI's own stack in that thread runs no Python
+   code at the moment it starts or resumes a request. So whatever stands in the
+   thread state when a request comes back was left by a request that has ended.
+
+   A suspended request's frames hang on no thread state. The garbage collector
+   need not find them: it frees what is referenced by garbage only, and a frame's
+   references are counted (that is not so without the GIL, where some are not).
+   For sys._current_frames() and faulthandler the request is not there.
+*/
+
+#include <Python.h>
+#include <pthread.h>
+#include <stdint.h>
+
+#if PY_VERSION_HEX < 0x030B0000 || PY_VERSION_HEX >= 0x030F0000
+#  error "what a thread state holds has been studied for CPython 3.11 to 3.14"
+#endif
+#ifdef Py_GIL_DISABLED
+#  error "frames must stay on a thread state where references are not counted"
+#endif
+#ifdef PYPY_VERSION
+#  error "PyPy's thread state is another"
+#endif
+#ifndef __GLIBC__
+#  error "musl tells how far the first thread's stack has grown, not how far it may"
+#endif
+
+/* A machine stack, from its lowest address to the one past its highest. */
+typedef struct {
+    uintptr_t low;
+    uintptr_t high;
+} Stack;
+
+typedef struct {
+    PyObject *uwsgi_suspend;     /* uwsgi.suspend, a built-in function */
+    int has_threads;             /* uwsgi.has_threads: the GIL is in use */
+    _PyStackChunk *spare_chunks; /* linked by their `previous` */
+    Stack stated;                /* what enter_stack() has found, or zeros */
+} State;
+
+/* What a request keeps to itself of its thread state while it is suspended.
+   The references in it are moved, not counted: each belongs to the thread state
+   or to the Portion, never to both. */
+typedef struct {
+    _PyStackChunk *datastack_chunk;
+    PyObject **datastack_top;
+    PyObject **datastack_limit;
+    _PyErr_StackItem *exc_info;
+    _PyErr_StackItem exc_state;
+    PyObject *context;
+    Stack stated;
+#if PY_VERSION_HEX < 0x030D0000
+    int trash_nesting;
+#endif
+} Portion;
+
+/* How deep the request is in destructors that destroy, up to 3.12. (From 3.13 on
+   the recursion counter, which uWSGI keeps, or the stack pointer tells.) The
+   list of what is yet to be destroyed stays in the thread state: any request
+   that has the room destroys it, nothing in it is lost. */
+#if PY_VERSION_HEX < 0x030C0000
+#  define TRASH_NESTING(tstate) ((tstate)->trash_delete_nesting)
+#elif PY_VERSION_HEX < 0x030D0000
+#  define TRASH_NESTING(tstate) ((tstate)->trash.delete_nesting)
+#endif
+
+
+/* ---- the machine stack ----------------------------------------------------- */
+
+static uintptr_t
+stack_pointer(void)
+{
+    return (uintptr_t)__builtin_frame_address(0);
+}
+
+/* Find the stack that the operating system gave the calling thread, whichever
+   stack it runs on now. Return 0, or -1 with an exception set. */
+static int
+find_native_stack(Stack *stack)
+{
+    /* It costs a look into /proc in a process's first thread and never changes,
+       not by a fork either. */
+    static _Thread_local Stack known;
+    if (!known.high) {
+        pthread_attr_t attributes;
+        void *low;
+        size_t size;
+        int error = pthread_getattr_np(pthread_self(), &attributes);
+        if (!error) {
+            error = pthread_attr_getstack(&attributes, &low, &size);
+            pthread_attr_destroy(&attributes);
+        }
+        if (error) {
+            errno = error;
+            PyErr_SetFromErrno(PyExc_OSError);
+            return -1;
+        }
+        known.low = (uintptr_t)low;
+        known.high = known.low + size;
+    }
+    *stack = known;
+    return 0;
+}
+
+/* Return whether the calling code runs on one of uGreen's stacks, which is to
+   say on none of the operating system's; -1 with an exception set. */
+static int
+is_on_green_stack(void)
+{
+    Stack native;
+    if (find_native_stack(&native) < 0) {
+        return -1;
+    }
+    uintptr_t here = stack_pointer();
+    return here < native.low || here >= native.high;
+}
+
+/* From 3.14 on the interpreter compares the stack pointer with the bounds of what
+   it believes to be the thread's stack, and by them decides more than when a
+   RecursionError is due: on a stack that lies lower in memory, as all of uGreen's
+   do, it thinks it has run out of stack and puts off the destruction of every
+   container, for ever. So it must not believe in the thread's own stack. And no
+   request's bounds may be in force when another one begins, of which nothing here
+   learns: they are stated between enter_stack() and leave_stack() only, and not
+   while the request is suspended in between. */
+
+static void
+state_bounds(State *state, PyThreadState *tstate, Stack stack)
+{
+    state->stated = stack;
+#if PY_VERSION_HEX >= 0x030E0000
+    if (!stack.high) {
+        /* One that reaches down below all others: without bounds. */
+        stack.low = 1 << 16;
+        stack.high = stack_pointer();
+    }
+    (void)PyUnstable_ThreadState_SetStackProtection(tstate, (void *)stack.low,
+                                                    stack.high - stack.low);
+#else
+    (void)tstate;
+#endif
+}
+
+static const Stack no_bounds = {0, 0};
+
+
+/* ---- the data stack -------------------------------------------------------- */
+
+/* The interpreter never frees the lowest chunk of a data stack: each request that
+   began while others were suspended leaves one behind. They are kept for the next
+   such request; there are never more than requests at once. */
+
+static void
+set_datastack(PyThreadState *tstate, _PyStackChunk *chunk)
+{
+    tstate->datastack_chunk = chunk;
+    /* As the interpreter has it: no frame begins at the first item of the lowest
+       chunk, or its end would be taken for the end of the chunk. */
+    tstate->datastack_top = chunk ? &chunk->data[1] : NULL;
+    tstate->datastack_limit =
+        chunk ? (PyObject **)((char *)chunk + chunk->size) : NULL;
+}
+
+static void
+give_empty_datastack(State *state, PyThreadState *tstate)
+{
+    _PyStackChunk *chunk = state->spare_chunks;
+    if (chunk) {
+        state->spare_chunks = chunk->previous;
+        chunk->previous = NULL;
+    }
+    /* Without a chunk the interpreter allocates one for the next frame. */
+    set_datastack(tstate, chunk);
+}
+
+static void
+keep_empty_datastack(State *state, PyThreadState *tstate)
+{
+    _PyStackChunk *chunk = tstate->datastack_chunk;
+    if (!chunk) {
+        return;
+    }
+    if (chunk->previous || tstate->datastack_top != &chunk->data[1]) {
+        /* Frames of a request that uWSGI itself has suspended in the midst of
+           Python code. This request's would overwrite them, or the reverse. */
+        Py_FatalError("psycogreen: a request under uGreen was suspended otherwise "
+                      "than by psycogreen while its Python code ran (reading its "
+                      "body? set uWSGI's option post-buffering)");
+    }
+    chunk->previous = state->spare_chunks;
+    state->spare_chunks = chunk;
+}
+
+
+/* ---- the thread state ------------------------------------------------------ */
+
+/* Take the request's portion out of the thread state and leave that as it is
+   where no Python code runs. */
+static void
+take_out(State *state, PyThreadState *tstate, Portion *mine)
+{
+    mine->datastack_chunk = tstate->datastack_chunk;
+    mine->datastack_top = tstate->datastack_top;
+    mine->datastack_limit = tstate->datastack_limit;
+    give_empty_datastack(state, tstate);
+
+    /* exc_info points to exc_state or, inside a generator, to the generator's;
+       what it points to points on, by its address, to exc_state. That address
+       stays, so its contents can be carried. */
+    mine->exc_info = tstate->exc_info;
+    mine->exc_state = tstate->exc_state;
+    tstate->exc_info = &tstate->exc_state;
+    tstate->exc_state.exc_value = NULL;
+    tstate->exc_state.previous_item = NULL;
+
+    mine->context = tstate->context;
+    tstate->context = NULL;
+    tstate->context_ver++; /* context variables cache values by it */
+
+    mine->stated = state->stated;
+    state_bounds(state, tstate, no_bounds);
+
+#ifdef TRASH_NESTING
+    mine->trash_nesting = TRASH_NESTING(tstate);
+    TRASH_NESTING(tstate) = 0;
+#endif
+}
+
+static void
+put_back(State *state, PyThreadState *tstate, const Portion *mine)
+{
+    PyObject *left_context = tstate->context;
+    PyObject *left_exception = tstate->exc_state.exc_value;
+
+    keep_empty_datastack(state, tstate);
+    tstate->datastack_chunk = mine->datastack_chunk;
+    tstate->datastack_top = mine->datastack_top;
+    tstate->datastack_limit = mine->datastack_limit;
+
+    tstate->exc_info = mine->exc_info;
+    tstate->exc_state = mine->exc_state;
+
+    tstate->context = mine->context;
+    tstate->context_ver++;
+
+    state_bounds(state, tstate, mine->stated);
+
+#ifdef TRASH_NESTING
+    TRASH_NESTING(tstate) = mine->trash_nesting;
+#endif
+
+    /* Last, because it may run any code: drop what an ended request has left. */
+    Py_XDECREF(left_context);
+    Py_XDECREF(left_exception);
+}
+
+
+/* ---- the module ------------------------------------------------------------ */
+
+PyDoc_STRVAR(prepare_doc,
+"prepare()\n--\n\n"
+"Make this thread ready for green stacks. Raise OSError if its own stack cannot\n"
+"be told, by which a green one is recognised. Doing it again is harmless.");
+
+static PyObject *
+prepare(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    Stack native;
+    if (find_native_stack(&native) < 0) {
+        return NULL;
+    }
+    state_bounds(PyModule_GetState(module), PyThreadState_Get(), no_bounds);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(on_green_stack_doc,
+"on_green_stack()\n--\n\n"
+"Return whether this code runs in a request on one of uGreen's stacks, so that\n"
+"suspend() may be called. False in uWSGI's own stack, in native threads and in\n"
+"sub-interpreters.");
+
+static PyObject *
+on_green_stack(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    /* A sub-interpreter has a thread state of its own, which uWSGI loses track
+       of when requests of several interpreters take turns. */
+    if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+        Py_RETURN_FALSE;
+    }
+    int green = is_on_green_stack();
+    return green < 0 ? NULL : PyBool_FromLong(green);
+}
+
+PyDoc_STRVAR(suspend_doc,
+"suspend()\n--\n\n"
+"Let other requests run until uWSGI resumes this one: uwsgi.suspend() for uGreen.\n"
+"Only where on_green_stack() is true, and after uwsgi.wait_fd_read() or\n"
+"uwsgi.wait_fd_write(): a request that waits for nothing is never resumed.");
+
+static PyObject *
+suspend(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    State *state = PyModule_GetState(module);
+    PyThreadState *tstate = PyThreadState_Get();
+    PyCFunction swap = PyCFunction_GetFunction(state->uwsgi_suspend);
+    PyObject *self = PyCFunction_GetSelf(state->uwsgi_suspend);
+    PyObject *arguments = PyTuple_New(0);
+    PyObject *result;
+    Portion mine;
+
+    if (!arguments) {
+        return NULL;
+    }
+    take_out(state, tstate, &mine);
+    if (state->has_threads) {
+        /* uWSGI takes the GIL for each request it starts, on this very thread,
+           and its own functions that switch have released it by then. */
+        PyEval_SaveThread();
+        result = swap(self, arguments);
+        PyEval_RestoreThread(tstate);
+    }
+    else {
+        /* uWSGI 2.0.26 and older, without --enable-threads: the GIL is held
+           from beginning to end and nobody would take it back. */
+        result = swap(self, arguments);
+    }
+    put_back(state, tstate, &mine);
+    Py_DECREF(arguments);
+    if (!result) {
+        return NULL;
+    }
+    /* The result is True, and a new reference to it, counted without the GIL: the
+       count of another thread at that moment may have been lost. It is kept, so
+       that True's count errs upwards only. (From 3.12 on True is not counted.) */
+    Py_RETURN_NONE;
+}
+
+#if PY_VERSION_HEX >= 0x030E0000
+
+PyDoc_STRVAR(enter_stack_doc,
+"enter_stack()\n--\n\n"
+"Have Python raise RecursionError where the current green stack ends, in this\n"
+"request and until leave_stack(). Raise OSError if the end cannot be found.");
+
+static PyObject *
+enter_stack(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    /* uGreen has inaccessible pages below and above each stack: each is a mapping
+       of its own. */
+    uintptr_t here = stack_pointer();
+    unsigned long low = 0, high = 0;
+    char line[512];
+    FILE *maps = fopen("/proc/self/maps", "re");
+
+    if (!maps) {
+        return PyErr_SetFromErrnoWithFilename(PyExc_OSError, "/proc/self/maps");
+    }
+    do {
+        if (!fgets(line, sizeof(line), maps)) {
+            fclose(maps);
+            PyErr_SetString(PyExc_OSError, "the stack is not in /proc/self/maps");
+            return NULL;
+        }
+    } while (sscanf(line, "%lx-%lx", &low, &high) != 2 || here < low || here >= high);
+    fclose(maps);
+    state_bounds(PyModule_GetState(module), PyThreadState_Get(), (Stack){low, high});
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(leave_stack_doc,
+"leave_stack()\n--\n\n"
+"Undo enter_stack(), before the request ends or uWSGI goes on to another one.");
+
+static PyObject *
+leave_stack(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    state_bounds(PyModule_GetState(module), PyThreadState_Get(), no_bounds);
+    Py_RETURN_NONE;
+}
+
+#endif
+
+static PyMethodDef methods[] = {
+    {"prepare", prepare, METH_NOARGS, prepare_doc},
+    {"on_green_stack", on_green_stack, METH_NOARGS, on_green_stack_doc},
+    {"suspend", suspend, METH_NOARGS, suspend_doc},
+#if PY_VERSION_HEX >= 0x030E0000
+    {"enter_stack", enter_stack, METH_NOARGS, enter_stack_doc},
+    {"leave_stack", leave_stack, METH_NOARGS, leave_stack_doc},
+#endif
+    {NULL, NULL, 0, NULL},
+};
+
+static int
+module_exec(PyObject *module)
+{
+    State *state = PyModule_GetState(module);
+    PyObject *uwsgi = PyImport_ImportModule("uwsgi");
+    PyObject *has_threads = NULL;
+    int status = -1;
+
+    if (!uwsgi) {
+        return -1;
+    }
+    state->uwsgi_suspend = PyObject_GetAttrString(uwsgi, "suspend");
+    has_threads = PyObject_GetAttrString(uwsgi, "has_threads");
+    if (!state->uwsgi_suspend || !has_threads) {
+        goto done;
+    }
+    /* It is called without the GIL: only uWSGI's own C function will do. */
+    if (!PyCFunction_CheckExact(state->uwsgi_suspend) ||
+        PyCFunction_GetFlags(state->uwsgi_suspend) != METH_VARARGS) {
+        PyErr_Format(PyExc_ImportError, "uwsgi.suspend is not uWSGI's own: %R",
+                     state->uwsgi_suspend);
+        goto done;
+    }
+    state->has_threads = PyObject_IsTrue(has_threads);
+    status = state->has_threads < 0 ? -1 : 0;
+done:
+    Py_XDECREF(has_threads);
+    Py_DECREF(uwsgi);
+    return status;
+}
+
+static int
+module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    State *state = PyModule_GetState(module);
+    Py_VISIT(state->uwsgi_suspend);
+    return 0;
+}
+
+static int
+module_clear(PyObject *module)
+{
+    State *state = PyModule_GetState(module);
+    Py_CLEAR(state->uwsgi_suspend);
+    return 0;
+}
+
+static void
+module_free(void *module)
+{
+    State *state = PyModule_GetState(module);
+    PyObjectArenaAllocator arena;
+
+    module_clear(module);
+    PyObject_GetArenaAllocator(&arena); /* where the interpreter got them */
+    while (state->spare_chunks) {
+        _PyStackChunk *chunk = state->spare_chunks;
+        state->spare_chunks = chunk->previous;
+        arena.free(arena.ctx, chunk, chunk->size);
+    }
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, module_exec},
+#ifdef Py_mod_multiple_interpreters
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "psycogreen._uwsgi._ugreen",
+    .m_doc = "Suspending a request under uWSGI's uGreen. Importable only in uWSGI.",
+    .m_size = sizeof(State),
+    .m_methods = methods,
+    .m_slots = slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC
+PyInit__ugreen(void)
+{
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,932 @@
+/* What runs for every query, in C. Its twin in Python is pure.py: the names and
+   the behaviour are the same, and what is unusual is left to the same methods and
+   functions in Python.
+
+   References across a switch: while a greenlet is switched away from, its C frames
+   lie on the heap with the references that they hold. Nothing borrowed may be used
+   after a switch, unless it hangs on what a frame owns. If the greenlet is dropped
+   meanwhile, greenlet throws GreenletExit into it, so that its frames return and
+   release what they own.
+*/
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+#include <sys/epoll.h>
+#include <time.h>
+
+/* Of its C API nothing is used but what has been in the same place since 2.0, see
+   import_greenlet(): it may be built with one version and run with another. */
+#include <greenlet/greenlet.h>
+
+#define CHECK_INTERVAL 1000
+
+/* So many events are taken at once. They lie on the stack, which greenlet copies
+   at each switch; what is left over is there the next time that the loop looks. */
+#define BATCH 64
+
+/* psycopg2.extensions.POLL_OK, POLL_READ. */
+enum { POLL_OK = 0, POLL_READ = 1, POLL_WRITE = 2, POLL_OTHER = -1 };
+
+typedef struct {
+    PyTypeObject *set_type;
+    PyTypeObject *entry_type;
+    PyTypeObject *wait_type;
+    PyObject *entries; /* a dictionary: descriptor -> Entry */
+    PyObject *poll;    /* names of methods */
+    PyObject *fileno;
+    PyObject *hold;
+    PyObject *release;
+    PyObject *change;
+    PyObject *check;
+    PyObject *remove;
+} State;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *loop;
+    PyObject *hub;     /* a greenlet */
+    PyTypeObject *plain;
+    PyObject *switch_; /* the hub's, bound */
+    PyObject *epoll;   /* kept for Python, which closes it */
+    int epoll_fd;
+    char abandoned;
+    char held;
+    Py_ssize_t waiting;
+    Py_ssize_t ended;
+    Py_ssize_t collected;
+} Set;
+
+typedef struct {
+    PyObject_HEAD
+    Set *epoll_set;
+    PyObject *conn; /* a weak reference */
+    PyObject *waiter;
+    double since;   /* of time.monotonic() */
+    unsigned long thread;
+    int fd;
+    int state;
+} Entry;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *dict; /* functools.wraps() writes into it */
+    PyObject *find_entry;
+    PyObject *failed;
+} Wait;
+
+static struct PyModuleDef definition;
+
+
+/* ---- exceptions ------------------------------------------------------------ */
+
+/* Return the exception that is set, a new reference, and clear it; NULL without one. */
+static PyObject *
+take_raised(void)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type, *value, *traceback;
+
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (value && traceback) {
+        PyException_SetTraceback(value, traceback);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+#endif
+}
+
+/* Set an exception, whose reference is taken over, with the traceback that it has. */
+static void
+raise_again(PyObject *value)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    PyErr_SetRaisedException(value);
+#else
+    PyErr_Restore(Py_NewRef(Py_TYPE(value)), value, PyException_GetTraceback(value));
+#endif
+}
+
+
+/* ---- entries --------------------------------------------------------------- */
+
+static int
+entry_init(Entry *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"epoll_set", "thread", "conn", "fd", NULL};
+    PyObject *module = PyType_GetModule(Py_TYPE(self));
+    PyObject *epoll_set, *conn, *reference;
+
+    if (!module ||
+        !PyArg_ParseTupleAndKeywords(
+            args, kwargs, "O!kOi:Entry", names,
+            ((State *)PyModule_GetState(module))->set_type, &epoll_set,
+            &self->thread, &conn, &self->fd)) {
+        return -1;
+    }
+    reference = PyWeakref_NewRef(conn, NULL);
+    if (!reference) {
+        return -1;
+    }
+    self->state = POLL_READ;
+    self->since = 0.0;
+    Py_XSETREF(self->conn, reference);
+    Py_INCREF(epoll_set);
+    Py_XSETREF(self->epoll_set, (Set *)epoll_set);
+    return 0;
+}
+
+static int
+entry_traverse(Entry *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->epoll_set);
+    Py_VISIT(self->conn);
+    Py_VISIT(self->waiter);
+    return 0;
+}
+
+static int
+entry_clear(Entry *self)
+{
+    Py_CLEAR(self->epoll_set);
+    Py_CLEAR(self->conn);
+    Py_CLEAR(self->waiter);
+    return 0;
+}
+
+/* Free what tp_clear has emptied. An instance of a heap type owns it. */
+static void
+free_object(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static void
+entry_dealloc(Entry *self)
+{
+    PyObject_GC_UnTrack(self);
+    entry_clear(self);
+    free_object((PyObject *)self);
+}
+
+static PyMemberDef entry_members[] = {
+    {"epoll_set", T_OBJECT_EX, offsetof(Entry, epoll_set), READONLY, NULL},
+    {"conn", T_OBJECT_EX, offsetof(Entry, conn), READONLY, NULL},
+    {"waiter", T_OBJECT, offsetof(Entry, waiter), READONLY, NULL},
+    {"since", T_DOUBLE, offsetof(Entry, since), READONLY, NULL},
+    {"thread", T_ULONG, offsetof(Entry, thread), READONLY, NULL},
+    {"fd", T_INT, offsetof(Entry, fd), READONLY, NULL},
+    {"state", T_INT, offsetof(Entry, state), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot entry_slots[] = {
+    {Py_tp_doc, "A connection's socket in a set."},
+    {Py_tp_init, entry_init},
+    {Py_tp_dealloc, entry_dealloc},
+    {Py_tp_traverse, entry_traverse},
+    {Py_tp_clear, entry_clear},
+    {Py_tp_members, entry_members},
+    {0, NULL},
+};
+
+static PyType_Spec entry_spec = {
+    .name = "psycogreen._wait._speedups.Entry",
+    .basicsize = sizeof(Entry),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = entry_slots,
+};
+
+/* Return the entry of a descriptor, borrowed from the dictionary; NULL without an
+   exception if there is none, or with one. */
+static Entry *
+get_entry(State *state, PyObject *fd)
+{
+    PyObject *entry = PyDict_GetItemWithError(state->entries, fd);
+    return entry && Py_IS_TYPE(entry, state->entry_type) ? (Entry *)entry : NULL;
+}
+
+/* Return whether the weak reference is to *conn*, which is alive. */
+static int
+refers_to(PyObject *reference, PyObject *conn)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject *found;
+    if (PyWeakref_GetRef(reference, &found) < 0) {
+        PyErr_Clear();
+        return 0;
+    }
+    Py_XDECREF(found);
+    return found == conn;
+#else
+    return PyWeakref_GetObject(reference) == conn;
+#endif
+}
+
+
+/* ---- sets: waking ---------------------------------------------------------- */
+
+/* Call a method whose result does not matter. Return 0, or -1 with an exception. */
+static int
+call_method(PyObject *self, PyObject *name)
+{
+    PyObject *result = PyObject_CallMethodNoArgs(self, name);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
+static int
+call_method_with(PyObject *self, PyObject *name, PyObject *argument)
+{
+    PyObject *result = PyObject_CallMethodOneArg(self, name, argument);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
+/* Let the greenlet that waits for a descriptor run until it waits again; without
+   one, have the descriptor removed. Return 0, or -1 with an exception set. */
+static int
+wake(State *state, Set *self, int number)
+{
+    PyObject *fd = PyLong_FromLong(number);
+    PyObject *waiter = NULL, *result;
+    Entry *entry;
+    int status;
+
+    if (!fd) {
+        return -1;
+    }
+    entry = get_entry(state, fd);
+    if (!entry && PyErr_Occurred()) {
+        Py_DECREF(fd);
+        return -1;
+    }
+    if (entry && entry->epoll_set == self) {
+        waiter = entry->waiter;
+    }
+    if (waiter) {
+        /* The entry lets go of it while it runs. */
+        Py_INCREF(waiter);
+        self->ended++;
+        result = PyGreenlet_Switch((PyGreenlet *)waiter, NULL, NULL);
+        Py_DECREF(waiter);
+        status = result ? 0 : -1;
+        Py_XDECREF(result);
+    }
+    else {
+        status = call_method_with((PyObject *)self, state->remove, fd);
+    }
+    Py_DECREF(fd);
+    return status;
+}
+
+/* Return 1 if the set has been made anew, 0 if not, -1 with an exception set. */
+static int
+check(State *state, Set *self)
+{
+    PyObject *result;
+    int anew;
+
+    if (++self->collected % CHECK_INTERVAL) {
+        return 0;
+    }
+    result = PyObject_CallMethodNoArgs((PyObject *)self, state->check);
+    if (!result) {
+        return -1;
+    }
+    anew = PyObject_IsTrue(result);
+    Py_DECREF(result);
+    return anew;
+}
+
+PyDoc_STRVAR(collect_doc,
+"collect()\n--\n\n"
+"Wake whoever waits for a socket that is ready. Called in the hub.");
+
+static PyObject *
+collect(Set *self, PyObject *Py_UNUSED(ignored))
+{
+    PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &definition);
+    State *state;
+    struct epoll_event events[BATCH];
+    int count, anew;
+
+    if (!module) {
+        return NULL;
+    }
+    state = PyModule_GetState(module);
+    if (self->abandoned) {
+        return PyObject_CallMethodNoArgs(self->loop, state->release);
+    }
+    anew = check(state, self);
+    if (anew) {
+        if (anew < 0) {
+            return NULL;
+        }
+        Py_RETURN_NONE;
+    }
+    count = epoll_wait(self->epoll_fd, events, BATCH, 0);
+    if (count < 0 && errno != EINTR) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    for (int i = 0; i < count; i++) {
+        if (wake(state, self, events[i].data.fd) < 0) {
+            return NULL;
+        }
+    }
+    Py_RETURN_NONE;
+}
+
+
+/* ---- sets ------------------------------------------------------------------ */
+
+static int
+set_init(Set *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"loop", NULL};
+    PyObject *loop, *hub = NULL, *plain = NULL, *switch_ = NULL;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:BaseSet", names, &loop) ||
+        !(hub = PyObject_GetAttrString(loop, "greenlet")) ||
+        !(plain = PyObject_GetAttrString(loop, "plain")) ||
+        !(switch_ = PyObject_GetAttrString(loop, "switch"))) {
+        goto error;
+    }
+    if (!PyGreenlet_Check(hub) || !PyType_Check(plain)) {
+        PyErr_Format(PyExc_TypeError, "expected a greenlet and a type, not %R and %R",
+                     hub, plain);
+        goto error;
+    }
+    Py_XSETREF(self->loop, Py_NewRef(loop));
+    Py_XSETREF(self->hub, hub);
+    Py_XSETREF(self->plain, (PyTypeObject *)plain);
+    Py_XSETREF(self->switch_, switch_);
+    self->epoll_fd = -1;
+    return 0;
+
+error:
+    Py_XDECREF(hub);
+    Py_XDECREF(plain);
+    Py_XDECREF(switch_);
+    return -1;
+}
+
+static int
+set_traverse(Set *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->loop);
+    Py_VISIT(self->hub);
+    Py_VISIT(self->plain);
+    Py_VISIT(self->switch_);
+    Py_VISIT(self->epoll);
+    return 0;
+}
+
+static int
+set_clear(Set *self)
+{
+    Py_CLEAR(self->loop);
+    Py_CLEAR(self->hub);
+    Py_CLEAR(self->plain);
+    Py_CLEAR(self->switch_);
+    Py_CLEAR(self->epoll);
+    return 0;
+}
+
+static void
+set_dealloc(Set *self)
+{
+    PyObject_GC_UnTrack(self);
+    set_clear(self);
+    free_object((PyObject *)self);
+}
+
+static PyMethodDef set_methods[] = {
+    {"collect", (PyCFunction)collect, METH_NOARGS, collect_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef set_members[] = {
+    {"loop", T_OBJECT_EX, offsetof(Set, loop), READONLY, NULL},
+    {"waiting", T_PYSSIZET, offsetof(Set, waiting), READONLY, NULL},
+    {"ended", T_PYSSIZET, offsetof(Set, ended), 0, NULL},
+    {"abandoned", T_BOOL, offsetof(Set, abandoned), 0, NULL},
+    {"held", T_BOOL, offsetof(Set, held), 0, NULL},
+    {"epoll_fd", T_INT, offsetof(Set, epoll_fd), 0, NULL},
+    {"_epoll", T_OBJECT, offsetof(Set, epoll), 0, NULL},
+    {"_collected", T_PYSSIZET, offsetof(Set, collected), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot set_slots[] = {
+    {Py_tp_doc, "The part of an EpollSet that every wait touches."},
+    {Py_tp_init, set_init},
+    {Py_tp_dealloc, set_dealloc},
+    {Py_tp_traverse, set_traverse},
+    {Py_tp_clear, set_clear},
+    {Py_tp_methods, set_methods},
+    {Py_tp_members, set_members},
+    {0, NULL},
+};
+
+static PyType_Spec set_spec = {
+    .name = "psycogreen._wait._speedups.BaseSet",
+    .basicsize = sizeof(Set),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = set_slots,
+};
+
+
+/* ---- the wait -------------------------------------------------------------- */
+
+/* Return what conn.poll() returns, a new reference, or NULL with an exception set.
+   Its value goes to *code: POLL_OTHER if it is none of the known. */
+static PyObject *
+poll_connection(State *state, PyObject *conn, int *code)
+{
+    PyObject *result = PyObject_CallMethodNoArgs(conn, state->poll);
+
+    *code = POLL_OTHER;
+    if (result && PyLong_Check(result)) {
+        int overflow;
+        long value = PyLong_AsLongAndOverflow(result, &overflow);
+        if (!overflow && value >= POLL_OK && value <= POLL_WRITE) {
+            *code = (int)value;
+        }
+    }
+    return result;
+}
+
+/* Tell the loop that nobody waits. Return 0, or -1 with an exception set. One that is
+   set already stays, unless this raises another. */
+static int
+release(State *state, Set *set)
+{
+    PyObject *raised = take_raised();
+
+    if (call_method((PyObject *)set, state->release) < 0) {
+        Py_XDECREF(raised);
+        return -1;
+    }
+    if (raised) {
+        raise_again(raised);
+    }
+    return 0;
+}
+
+/* Let the hub run. A greenlet of the plain type does what hub.switch() would do if
+   it switches there directly, provided that the hub's greenlet runs. The set, which
+   the entry in the caller's frame holds, holds the hub. Return what has been passed
+   by whoever switched back, or NULL with an exception set. */
+static PyObject *
+switch_from(Set *set, PyObject *current)
+{
+    if (Py_IS_TYPE(current, set->plain) && PyGreenlet_ACTIVE((PyGreenlet *)set->hub)) {
+        return PyGreenlet_Switch((PyGreenlet *)set->hub, NULL, NULL);
+    }
+    return PyObject_CallNoArgs(set->switch_);
+}
+
+/* Let the hub run, with the entry's waiter set and the loop held. Return 0, or -1 with
+   an exception set: that of the switch, unless the loop cannot be released either. */
+static int
+switch_to_hub(State *state, Entry *entry)
+{
+    Set *set = entry->epoll_set;
+    PyObject *result = NULL;
+    int status;
+
+    /* Nobody else has set it: change() refuses. */
+    entry->waiter = (PyObject *)PyGreenlet_GetCurrent();
+    if (!entry->waiter) {
+        return -1;
+    }
+    set->waiting++;
+    if (set->held || call_method((PyObject *)set, state->hold) == 0) {
+        result = switch_from(set, entry->waiter);
+    }
+    /* Whoever switches back: poll() tells if it was in time. */
+    Py_CLEAR(entry->waiter);
+    set->waiting--;
+    status = result ? 0 : -1;
+    Py_XDECREF(result);
+    if (!set->waiting && set->held && release(state, set) < 0) {
+        status = -1;
+    }
+    return status;
+}
+
+/* Wait until the entry's socket is as poll() has asked. Return 0, or -1 with an
+   exception set. */
+static int
+wait_once(State *state, Entry *entry, PyObject *wanted, int code)
+{
+    Set *set = entry->epoll_set;
+
+    if (code != entry->state || entry->waiter) {
+        PyObject *arguments[] = {(PyObject *)set, (PyObject *)entry, wanted};
+        PyObject *result = PyObject_VectorcallMethod(state->change, arguments, 3, NULL);
+        Py_XDECREF(result);
+        if (!result) {
+            return -1;
+        }
+    }
+    return switch_to_hub(state, entry);
+}
+
+/* Wait until poll() is content; *wanted is what it has returned, a reference that
+   is taken over. Return 0, or -1 with an exception set. */
+static int
+wait_until_ok(State *state, PyObject *conn, Entry *entry, PyObject *wanted, int code)
+{
+    while (code != POLL_OK) {
+        int status = wait_once(state, entry, wanted, code);
+        Py_DECREF(wanted);
+        if (status < 0) {
+            return -1;
+        }
+        wanted = poll_connection(state, conn, &code);
+        if (!wanted) {
+            return -1;
+        }
+    }
+    Py_DECREF(wanted);
+    return 0;
+}
+
+/* Return the entry of a connection that waits in this thread's set, a new
+   reference; NULL without an exception if there is none, or with one. */
+static Entry *
+find_here(State *state, PyObject *conn)
+{
+    PyObject *fd = PyObject_CallMethodNoArgs(conn, state->fileno);
+    Entry *entry;
+
+    if (!fd) {
+        return NULL;
+    }
+    entry = get_entry(state, fd);
+    Py_DECREF(fd);
+    if (!entry || !refers_to(entry->conn, conn) ||
+        entry->thread != PyThread_get_thread_ident()) {
+        return NULL;
+    }
+    Py_INCREF(entry);
+    return entry;
+}
+
+/* Ask Python for the entry. Return as find_here() does: without an entry and an
+   exception Python has done the waiting. */
+static Entry *
+find_elsewhere(State *state, Wait *self, PyObject *conn, PyObject *wanted,
+               PyObject *timeout)
+{
+    PyObject *entry =
+        PyObject_CallFunctionObjArgs(self->find_entry, conn, wanted, timeout, NULL);
+
+    if (entry && entry != Py_None && !Py_IS_TYPE(entry, state->entry_type)) {
+        PyErr_Format(PyExc_TypeError, "expected an Entry, not %R", entry);
+        Py_CLEAR(entry);
+    }
+    if (entry == Py_None) {
+        Py_CLEAR(entry);
+    }
+    return (Entry *)entry;
+}
+
+/* Do as an except clause does, with the exception that is set: call failed() while
+   it is being handled, then raise it again, or wait anew. */
+static PyObject *
+handle_failure(Wait *self, PyObject *conn, Entry *entry)
+{
+    PyObject *raised = take_raised();
+    PyObject *former = PyErr_GetHandledException();
+    PyObject *anew, *result = NULL;
+
+    PyErr_SetHandledException(raised);
+    anew = PyObject_CallFunctionObjArgs(self->failed, conn, entry, raised, NULL);
+    if (anew == Py_True) {
+        result = PyObject_CallOneArg((PyObject *)self, conn);
+    }
+    PyErr_SetHandledException(former);
+    Py_XDECREF(former);
+    if (anew && anew != Py_True) {
+        raise_again(Py_NewRef(raised));
+    }
+    Py_DECREF(raised);
+    Py_XDECREF(anew);
+    return result;
+}
+
+/* Return the same as Python's time.monotonic(). */
+static double
+monotonic(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static PyObject *
+wait_for(State *state, Wait *self, PyObject *conn, PyObject *timeout)
+{
+    int code;
+    PyObject *result = NULL;
+    PyObject *wanted = poll_connection(state, conn, &code);
+    Entry *entry = NULL;
+
+    if (!wanted || code == POLL_OK) {
+        Py_XDECREF(wanted);
+        if (!wanted) {
+            return NULL;
+        }
+        Py_RETURN_NONE;
+    }
+    if (timeout == Py_None && code != POLL_OTHER) {
+        entry = find_here(state, conn);
+    }
+    if (!entry && !PyErr_Occurred()) {
+        entry = find_elsewhere(state, self, conn, wanted, timeout);
+    }
+    if (!entry) {
+        Py_DECREF(wanted);
+        if (PyErr_Occurred()) {
+            return NULL;
+        }
+        Py_RETURN_NONE;
+    }
+    if (!entry->waiter) { /* otherwise change() is about to refuse */
+        entry->since = monotonic();
+    }
+    if (wait_until_ok(state, conn, entry, wanted, code) == 0) {
+        result = Py_NewRef(Py_None);
+    }
+    else {
+        result = handle_failure(self, conn, entry);
+    }
+    Py_DECREF(entry);
+    return result;
+}
+
+static PyObject *
+wait_call(Wait *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"conn", "timeout", NULL};
+    PyObject *module = PyType_GetModule(Py_TYPE(self));
+    PyObject *conn, *timeout = Py_None;
+
+    if (!module) {
+        return NULL;
+    }
+    /* psycopg2 calls it with the connection, which *args holds. */
+    if (!kwargs && PyTuple_GET_SIZE(args) == 1) {
+        conn = PyTuple_GET_ITEM(args, 0);
+    }
+    else if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:wait", names, &conn,
+                                          &timeout)) {
+        return NULL;
+    }
+    return wait_for(PyModule_GetState(module), self, conn, timeout);
+}
+
+static int
+wait_traverse(Wait *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->dict);
+    Py_VISIT(self->find_entry);
+    Py_VISIT(self->failed);
+    return 0;
+}
+
+static int
+wait_clear(Wait *self)
+{
+    Py_CLEAR(self->dict);
+    Py_CLEAR(self->find_entry);
+    Py_CLEAR(self->failed);
+    return 0;
+}
+
+static void
+wait_dealloc(Wait *self)
+{
+    PyObject_GC_UnTrack(self);
+    wait_clear(self);
+    free_object((PyObject *)self);
+}
+
+/* As a function does: by name, which functools.wraps() has given it. */
+static PyObject *
+wait_reduce(Wait *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyObject_GetAttrString((PyObject *)self, "__qualname__");
+}
+
+static PyMethodDef wait_methods[] = {
+    {"__reduce__", (PyCFunction)wait_reduce, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef wait_members[] = {
+    {"__dictoffset__", T_PYSSIZET, offsetof(Wait, dict), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef wait_getset[] = {
+    {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot wait_slots[] = {
+    {Py_tp_call, wait_call},
+    {Py_tp_dealloc, wait_dealloc},
+    {Py_tp_traverse, wait_traverse},
+    {Py_tp_clear, wait_clear},
+    {Py_tp_methods, wait_methods},
+    {Py_tp_members, wait_members},
+    {Py_tp_getset, wait_getset},
+    {0, NULL},
+};
+
+static PyType_Spec wait_spec = {
+    .name = "psycogreen._wait._speedups.Wait",
+    .basicsize = sizeof(Wait),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = wait_slots,
+};
+
+PyDoc_STRVAR(make_wait_doc,
+"make_wait(find_entry, failed)\n--\n\n"
+"Return the callback: the loop that waits for queries. See pure.py.");
+
+static PyObject *
+make_wait(PyObject *module, PyObject *args)
+{
+    State *state = PyModule_GetState(module);
+    PyObject *find_entry, *failed;
+    Wait *self;
+
+    if (!PyArg_ParseTuple(args, "OO:make_wait", &find_entry, &failed)) {
+        return NULL;
+    }
+    self = PyObject_GC_New(Wait, state->wait_type);
+    if (!self) {
+        return NULL;
+    }
+    self->dict = NULL;
+    self->find_entry = Py_NewRef(find_entry);
+    self->failed = Py_NewRef(failed);
+    PyObject_GC_Track(self);
+    return (PyObject *)self;
+}
+
+
+/* ---- the module ------------------------------------------------------------ */
+
+/* Make a type and, by its name if it has one, an attribute of the module. */
+static PyTypeObject *
+add_type(PyObject *module, PyType_Spec *spec, int is_public)
+{
+    PyTypeObject *type =
+        (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+
+    if (type && is_public && PyModule_AddType(module, type) < 0) {
+        Py_CLEAR(type);
+    }
+    return type;
+}
+
+static int
+add_names(State *state)
+{
+    struct {
+        PyObject **place;
+        const char *name;
+    } names[] = {
+        {&state->poll, "poll"},     {&state->fileno, "fileno"},
+        {&state->hold, "hold"},     {&state->release, "release"},
+        {&state->change, "change"}, {&state->check, "check"},
+        {&state->remove, "remove"},
+    };
+
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
+        *names[i].place = PyUnicode_InternFromString(names[i].name);
+        if (!*names[i].place) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* Get greenlet's C API. Return 0, or -1 with an exception set: also if there is but
+   an older one, which has fewer functions. */
+static int
+import_greenlet(void)
+{
+    PyObject *module = PyImport_ImportModule("greenlet");
+    PyObject *version = module ? PyObject_GetAttrString(module, "__version__") : NULL;
+    const char *text = version ? PyUnicode_AsUTF8(version) : NULL;
+
+    if (text && atoi(text) < 2) {
+        PyErr_Format(PyExc_ImportError, "greenlet %s is older than 2.0", text);
+    }
+    else if (text) {
+        PyGreenlet_Import();
+    }
+    Py_XDECREF(module);
+    Py_XDECREF(version);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int
+module_exec(PyObject *module)
+{
+    State *state = PyModule_GetState(module);
+
+    if (import_greenlet() < 0 || add_names(state) < 0 ||
+        !(state->set_type = add_type(module, &set_spec, 1)) ||
+        !(state->entry_type = add_type(module, &entry_spec, 1)) ||
+        !(state->wait_type = add_type(module, &wait_spec, 0)) ||
+        !(state->entries = PyDict_New()) ||
+        PyModule_AddObjectRef(module, "entries", state->entries) < 0) {
+        return -1;
+    }
+    return PyModule_AddIntMacro(module, CHECK_INTERVAL);
+}
+
+static int
+module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    State *state = PyModule_GetState(module);
+    Py_VISIT(state->set_type);
+    Py_VISIT(state->entry_type);
+    Py_VISIT(state->wait_type);
+    Py_VISIT(state->entries);
+    return 0;
+}
+
+static int
+module_clear(PyObject *module)
+{
+    State *state = PyModule_GetState(module);
+    Py_CLEAR(state->set_type);
+    Py_CLEAR(state->entry_type);
+    Py_CLEAR(state->wait_type);
+    Py_CLEAR(state->entries);
+    Py_CLEAR(state->poll);
+    Py_CLEAR(state->fileno);
+    Py_CLEAR(state->hold);
+    Py_CLEAR(state->release);
+    Py_CLEAR(state->change);
+    Py_CLEAR(state->check);
+    Py_CLEAR(state->remove);
+    return 0;
+}
+
+static void
+module_free(void *module)
+{
+    module_clear(module);
+}
+
+static PyMethodDef methods[] = {
+    {"make_wait", make_wait, METH_VARARGS, make_wait_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, module_exec},
+#ifdef Py_mod_multiple_interpreters
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "psycogreen._wait._speedups",
+    .m_doc = "What runs for every query, in C. Its twin in Python is pure.py.",
+    .m_size = sizeof(State),
+    .m_methods = methods,
+    .m_slots = slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC
+PyInit__speedups(void)
+{
+    return PyModuleDef_Init(&definition);
+}

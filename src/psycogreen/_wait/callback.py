@@ -1,0 +1,170 @@
+"""The loop that drives ``connection.poll()``, written once for every framework."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import TypeVar, cast
+
+import psycopg2
+from psycopg2.extensions import (
+    POLL_OK,
+    POLL_READ,
+    POLL_WRITE,
+    STATUS_READY,
+    connection,
+)
+
+from psycogreen._wait import native
+from psycogreen._wait.cancel import cancel
+from psycogreen._wait.deadline import STATUS_CONNECTING, ConnectWait
+from psycogreen._wait.epoll import (
+    IN_HUB,
+    EpollSet,
+    HubGone,
+    forget,
+    unknown_state,
+)
+from psycogreen._wait.native import SocketWait
+from psycogreen._wait.stats import is_interruption, note_interruption, totals, under_way
+from psycogreen._wait.twin import Entry, make_wait
+
+WaitCallback = TypeVar("WaitCallback", bound=Callable[..., None])
+
+
+@dataclass(frozen=True)
+class Framework:
+    """How a framework waits."""
+
+    wait_socket: SocketWait
+    """Its own wait for any descriptor. In a native thread that has no loop it
+    blocks the thread."""
+
+    in_hub: Callable[[], bool]
+    """Returns whether the current greenlet is the hub, which must not wait."""
+
+    epoll_set: Callable[[], EpollSet | None]
+    """Returns the epoll set of this thread's hub, if it has a hub and epoll."""
+
+
+def wait_callback(framework: Framework) -> Callable[[WaitCallback], WaitCallback]:
+    """Make a wait callback of *framework* from a function that is but its face.
+
+    The function gives the name, the signature and the documentation.
+    """
+
+    def decorate(face: WaitCallback) -> WaitCallback:
+        find_entry = partial(_entry, framework)
+        wait = make_wait(find_entry, partial(_failed, framework))
+        return cast(WaitCallback, functools.wraps(face)(wait))
+
+    return decorate
+
+
+def _failed(
+    framework: Framework, conn: connection, entry: Entry, ex: BaseException
+) -> bool:
+    """Do what is to be done when *ex* ends a wait; return whether to wait anew."""
+    if isinstance(ex, HubGone):
+        forget(entry)
+        return True
+    # That is how the hubs themselves refuse to wait.
+    if isinstance(ex, AssertionError) and framework.in_hub():
+        raise psycopg2.ProgrammingError(IN_HUB) from ex
+    # After a fork, the query is the parent's.
+    if not entry.epoll_set.abandoned:
+        if is_interruption(ex):
+            entry.epoll_set.ended += 1
+        _interrupted(conn, framework, ex, entry.since)
+    return False
+
+
+def _entry(
+    framework: Framework, conn: connection, state: int, timeout: float | None
+) -> Entry | None:
+    """Return the entry of *conn* in the epoll set of this thread's hub.
+
+    If it cannot be waited for there, wait for it otherwise and return ``None``.
+    *state* is what its poll() has returned: while it connects, it must not be
+    polled again before it was waited for.
+    """
+    if state not in (POLL_READ, POLL_WRITE):
+        raise unknown_state(state)
+    if timeout is not None and timeout < 0:
+        timeout = None
+    # What only poll() is asked of is no less of a connection.
+    if getattr(conn, "status", STATUS_READY) in STATUS_CONNECTING:
+        _wait_connected(conn, state, framework, timeout)
+        return None
+    epoll_set = framework.epoll_set()
+    if epoll_set is None or timeout is not None:
+        _wait_answered(conn, state, framework, timeout)
+        return None
+    return epoll_set.entry(conn)
+
+
+def _wait_answered(
+    conn: connection, state: int, framework: Framework, timeout: float | None
+) -> None:
+    forks = native.forks
+    since = monotonic()
+    try:
+        _wait_socket(conn, state, framework.wait_socket, timeout, since)
+    except BaseException as ex:
+        if forks == native.forks:
+            _interrupted(conn, framework, ex, since)
+        raise
+
+
+def _interrupted(
+    conn: connection, framework: Framework, ex: BaseException, since: float
+) -> None:
+    """Cancel the query, if it was interrupted by *ex*."""
+    if is_interruption(ex):
+        note_interruption(conn, ex, since)
+        cancel(conn, framework.wait_socket, ex)
+
+
+def _wait_connected(
+    conn: connection, state: int, framework: Framework, timeout: float | None
+) -> None:
+    wait_socket = ConnectWait(conn, framework.wait_socket)
+    since = monotonic()
+    try:
+        _wait_socket(conn, state, wait_socket, timeout, since)
+    except BaseException as ex:
+        if is_interruption(ex):
+            note_interruption(conn, ex, since)
+        if isinstance(ex, psycopg2.OperationalError):
+            wait_socket.complete(ex)
+        # psycopg2 leaves the socket open until the connection is collected, and
+        # the traceback may keep it for long.
+        if not conn.async_:
+            conn.close()
+        raise
+
+
+def _wait_socket(
+    conn: connection,
+    state: int,
+    wait_socket: SocketWait,
+    timeout: float | None,
+    since: float,
+) -> None:
+    """Wait with the framework's own wait: slower, but it can do anything."""
+    under_way[conn] = since
+    try:
+        while state != POLL_OK:
+            if state not in (POLL_READ, POLL_WRITE):
+                raise unknown_state(state)
+            # Ask for the descriptor each time: while it connects, libpq may move on
+            # to another socket (the next host, or plain text after refused SSL).
+            wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=timeout)
+            state = conn.poll()
+    finally:
+        # Gone already if a fork has forgotten it.
+        if under_way.pop(conn, None):
+            totals.waits += 1

@@ -1,0 +1,146 @@
+"""Ending a query on the server when its wait was interrupted here."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import time
+from typing import TYPE_CHECKING, Any
+
+from psycogreen._errors import WaitTimeout
+from psycogreen._wait.native import original, start_thread
+from psycogreen._wait.offload import in_thread
+from psycogreen._wait.stats import logger, totals
+
+if TYPE_CHECKING:
+    import ctypes
+
+    from psycopg2.extensions import connection
+
+    from psycogreen._wait.native import SocketWait
+
+CANCEL_WAIT = 1.0
+"""Seconds that an interrupted wait goes on for its cancel request, at the most;
+so long, too, waits the end of the process for requests that are under way."""
+
+enabled = True
+"""Whether to cancel at all: patch_psycopg()'s *cancel_interrupted*."""
+
+_under_way: set[object] = set()
+
+
+def cancel(
+    conn: connection, wait_socket: SocketWait, interruption: BaseException
+) -> None:
+    """Ask the server to end the query that *conn* is waiting for.
+
+    Waits until the server has taken the request, but no longer than
+    `CANCEL_WAIT`: psycopg2 closes the connection next, and a connection pooler
+    such as PgBouncer has no use for a request that comes after that.
+
+    A kill is not made to wait. eventlet's returns to the killer as soon as the
+    killed greenlet waits for anything; if the killer then closes the connection,
+    whose lock psycopg2 holds for the killed one, the whole process stands still.
+
+    What goes wrong is logged: it must not take the place of what interrupted the
+    query. An asynchronous connection is its application's to cancel or go on with.
+    """
+    if not enabled:
+        return
+    try:
+        if conn.async_:
+            return
+        request = _Request(conn)
+        if _is_kill(interruption):
+            start_thread(request.send)
+        else:
+            in_thread(request.send, wait_socket, CANCEL_WAIT)
+    except WaitTimeout:
+        request.log_failure(f"the server has not taken it within {CANCEL_WAIT:g} s")
+    except Exception as ex:  # noqa: BLE001
+        logger.warning("cannot cancel an interrupted query: %s", ex)
+
+
+def _is_kill(interruption: BaseException) -> bool:
+    # By name: greenlet may not be there at all, under uWSGI.
+    names = [base.__name__ for base in type(interruption).__mro__]
+    return "GreenletExit" in names
+
+
+class _Request:
+    """A cancel request, by libpq's own functions.
+
+    Not `connection.cancel()`, which keeps the GIL all the while that it waits
+    for the network: with a silent server, from whatever thread it is called, the
+    whole process stands still. ctypes lets the GIL go.
+    """
+
+    def __init__(self, conn: connection) -> None:
+        """Take what is needed from *conn*, which may be closed at any time after."""
+        info = conn.info
+        self._backend = (info.backend_pid, info.host, info.port)
+        self._libpq = _libpq()
+        self._request = self._libpq.PQgetCancel(_native_connection(conn))
+        _under_way.add(self)
+
+    def send(self) -> None:
+        """Send the request and wait for the server to take it; blocks."""
+        import ctypes
+
+        error = ctypes.create_string_buffer(256)  # PQcancel()'s recommended size
+        try:
+            if self._libpq.PQcancel(self._request, error, len(error)):
+                totals.cancelled += 1
+            else:
+                self.log_failure(error.value.decode(errors="replace").strip())
+        finally:
+            self._libpq.PQfreeCancel(self._request)
+            _under_way.discard(self)
+
+    def log_failure(self, reason: str) -> None:
+        """Log why the query may still be running."""
+        logger.warning(
+            "cannot cancel the interrupted query of backend %d at %s port %d: %s",
+            *self._backend,
+            reason,
+        )
+
+
+@atexit.register
+def _await_requests() -> None:
+    """Let requests that are under way get out before the process ends."""
+    end = time.monotonic() + CANCEL_WAIT
+    while _under_way and time.monotonic() < end:
+        original("time", "sleep")(0.005)
+
+
+@functools.cache
+def _libpq() -> Any:  # noqa: ANN401
+    """Return the libpq that psycopg2 itself is linked with.
+
+    The dynamic linker looks for a symbol in the libraries that psycopg2's
+    extension module depends on too, whether the system's or bundled in a wheel.
+    """
+    import ctypes
+
+    from psycopg2 import _psycopg
+
+    libpq = ctypes.CDLL(_psycopg.__file__)
+    libpq.PQgetCancel.restype = ctypes.c_void_p
+    libpq.PQgetCancel.argtypes = [ctypes.c_void_p]
+    libpq.PQcancel.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
+    libpq.PQfreeCancel.restype = None
+    libpq.PQfreeCancel.argtypes = [ctypes.c_void_p]
+    return libpq
+
+
+def _native_connection(conn: connection) -> ctypes.c_void_p:
+    """Return the ``PGconn *`` of *conn*."""
+    import ctypes
+
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype = ctypes.c_void_p
+    pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    name = b"psycopg2.connection.native_connection"
+    capsule = conn.get_native_connection()  # type: ignore[no-untyped-call]
+    return ctypes.c_void_p(pointer(capsule, name))

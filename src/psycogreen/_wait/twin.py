@@ -1,0 +1,39 @@
+"""What runs for every query: in C if that was compiled, else in Python.
+
+The two modules have the same names and the same behaviour.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from psycogreen._wait import pure
+
+
+def _load() -> ModuleType:
+    """Return the twin that is to be used: ``PSYCOGREEN_PURE=1`` forces Python."""
+    if not os.environ.get("PSYCOGREEN_PURE"):
+        with contextlib.suppress(ImportError):
+            return import_module("psycogreen._wait._speedups")
+    return import_module("psycogreen._wait.pure")
+
+
+if TYPE_CHECKING:
+    _twin = pure
+else:
+    _twin = _load()
+
+CHECK_INTERVAL = _twin.CHECK_INTERVAL
+BaseSet = _twin.BaseSet
+Entry = _twin.Entry
+entries = _twin.entries
+make_wait = _twin.make_wait
+
+compiled = _twin.__name__ == "psycogreen._wait._speedups"
+"""Whether it is the one in C."""

@@ -1,0 +1,164 @@
+"""psycopg2 under eventlet.
+
+Importing this module imports eventlet and patches nothing.
+"""
+
+from __future__ import annotations
+
+import _socket
+import functools
+import socket
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+
+from psycogreen import _install
+from psycogreen._requirements import require
+from psycogreen._wait import epoll, native
+
+require("eventlet")
+
+from eventlet import hubs, patcher
+from eventlet.greenthread import GreenThread
+from greenlet import getcurrent
+
+from psycogreen._errors import wait_timeout
+from psycogreen._wait.callback import Framework, wait_callback
+from psycogreen._wait.epoll import EpollSet, HubGone
+from psycogreen._wait.offload import in_thread
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+__all__ = ["eventlet_wait_callback", "patch_psycopg"]
+
+
+def patch_psycopg(
+    *,
+    resolve_hosts: bool = True,
+    cancel_interrupted: bool = True,
+    replace: bool = False,
+) -> None:
+    """Make psycopg2 wait with eventlet's hub, in this process and its forks.
+
+    The same as ``psycogreen.patch_psycopg("eventlet", ...)``; see
+    `psycogreen.patch_psycopg` for the arguments, repetition, and what is raised.
+    The callback that eventlet brings along itself is taken over, whether
+    ``eventlet.monkey_patch()`` comes before this call or after it. Host names
+    are resolved by the system's resolver in a native thread.
+    """
+    _install.install(
+        eventlet_wait_callback,
+        resolve=_resolve if resolve_hosts else None,
+        cancel_interrupted=cancel_interrupted,
+        replace=replace,
+    )
+    # eventlet.monkey_patch() installs its own callback, over any other, unless
+    # it has this on record. (Asking it for monkey_patch(psycopg=True) instead
+    # would make a hub, too early before a fork.)
+    patcher.already_patched["psycopg"] = True
+
+
+class _Loop:
+    """A hub, as `psycogreen._wait.epoll` has need of it."""
+
+    def __init__(self, hub: hubs.hub.BaseHub) -> None:
+        self._hub = hub
+        self.greenlet = hub.greenlet
+        # Its greenlets have the hub for a parent, which hub.switch() would see to.
+        usual = type(hub).switch is hubs.hub.BaseHub.switch
+        self.plain = GreenThread if usual else type(None)
+        self.switch = hub.switch
+        self._listener: Any = None
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        def collect(fd: int) -> None:
+            # The hub would take a listener that raises for broken, and drop it.
+            try:
+                callback()
+            except self._hub.SYSTEM_EXCEPTIONS:
+                raise
+            except BaseException:  # noqa: BLE001
+                traceback.print_exc()
+
+        if self._listener:
+            self._hub.remove(self._listener)
+        self._listener = self._hub.add(self._hub.READ, fd, collect, collect, None)
+
+    def hold(self) -> None:
+        # Nothing to hold: eventlet's loop goes on until the process ends.
+        if getattr(hubs._threadlocal, "hub", None) is not self._hub:
+            raise HubGone
+
+    def release(self) -> None:
+        pass
+
+    def forget(self) -> None:
+        del self._hub._psycogreen
+
+
+def _epoll_set() -> EpollSet | None:
+    """Return the set of this thread's hub, made on first use."""
+    hub = getattr(hubs._threadlocal, "hub", None)
+    if hub is None:
+        if not native.is_main_thread():
+            return None
+        hub = hubs.get_hub()
+    try:
+        found: EpollSet | None = hub._psycogreen
+    except AttributeError:
+        found = hub._psycogreen = EpollSet(_Loop(hub)) if epoll.available() else None
+    return found
+
+
+def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
+    hub = getattr(hubs._threadlocal, "hub", None)
+    # In the main thread eventlet makes a hub when it is first asked for. A native
+    # thread that has none must not get one for being in a database's way.
+    if hub is None and not native.is_main_thread():
+        native.wait_socket(fd, write=write, timeout=timeout)
+        return
+    if _in_hub():
+        raise psycopg2.ProgrammingError(epoll.IN_HUB)
+    forks = native.forks
+    error = None if timeout is None else wait_timeout(timeout)
+    hubs.trampoline(fd, read=not write, write=write, timeout=timeout, timeout_exc=error)
+    while forks != native.forks:
+        hubs.get_hub().switch()  # what it waited for is the parent process's
+
+
+def _in_hub() -> bool:
+    hub = getattr(hubs._threadlocal, "hub", None)
+    return hub is not None and hub.greenlet is getcurrent()
+
+
+def _resolve(host: str) -> list[str]:
+    """Return the addresses of *host*, in the system's order."""
+    # _socket is the C module below socket: eventlet patches the latter.
+    family, kind = socket.AF_UNSPEC, socket.SOCK_STREAM
+    getaddrinfo = functools.partial(_socket.getaddrinfo, host, None, family, kind)
+    found = in_thread(getaddrinfo, _wait_socket)
+    return [str(address[0]) for *_, address in found]
+
+
+@wait_callback(Framework(_wait_socket, _in_hub, _epoll_set))
+def eventlet_wait_callback(conn: connection, timeout: float | None = -1) -> None:
+    """Wait until *conn* is ready, letting other greenthreads run meanwhile.
+
+    psycopg2 calls it once `patch_psycopg()` has installed it. An application
+    may call it too, after ``psycopg2.connect(..., async_=True)`` and after each
+    ``execute()`` on such a connection. In a native thread without a hub it
+    blocks the thread.
+
+    *timeout* limits each single wait for the socket, in seconds; ``None`` or a
+    negative number is no limit. To install it with a limit::
+
+        psycopg2.extensions.set_wait_callback(
+            functools.partial(eventlet_wait_callback, timeout=1))
+
+    Raise `psycogreen.WaitTimeout` when a wait takes longer, and whatever is
+    thrown into the waiting greenthread, such as an `eventlet.Timeout`. Raise
+    `psycopg2.ProgrammingError` in the hub, which must not wait.
+    """

@@ -1,0 +1,224 @@
+"""psycopg2 under uWSGI's async engines greenlet and uGreen.
+
+It can be imported in uWSGI's processes only, and patches nothing by that. Under
+uWSGI's gevent engine use `psycogreen.gevent`.
+"""
+
+from __future__ import annotations
+
+import operator
+import platform
+import select
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial, wraps
+from math import ceil
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from psycopg2.extensions import get_wait_callback
+
+from psycogreen import _install
+from psycogreen._uwsgi import engine
+
+try:
+    import uwsgi
+except ModuleNotFoundError as ex:
+    msg = (
+        "psycogreen.uwsgi works only in uWSGI's processes, no other has the module "
+        "'uwsgi': run the application with "
+        "uwsgi --async N --greenlet --import psycogreen.integrations.uwsgi"
+    )
+    raise ImportError(msg, name="uwsgi") from ex
+
+from psycogreen._errors import wait_timeout
+from psycogreen._wait.callback import Framework, wait_callback
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+__all__ = ["bound_stack", "patch_psycopg", "uwsgi_wait_callback"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Anything longer is waited for in several turns: uWSGI's limit is a C int.
+_LONGEST_TURN = 3600  # seconds
+
+
+def patch_psycopg(
+    *,
+    resolve_hosts: bool = True,
+    cancel_interrupted: bool = True,
+    replace: bool = False,
+) -> None:
+    """Make psycopg2 wait with uWSGI's async engine, in this process and its forks.
+
+    The same as ``psycogreen.patch_psycopg("uwsgi", ...)``; see
+    `psycogreen.patch_psycopg` for *replace*, repetition, and what is raised.
+    *resolve_hosts* and *cancel_interrupted* are without effect, as `psycogreen.status`
+    shows: both take a native thread, and none goes on while uWSGI's loop waits.
+    Raise `RuntimeError` if uWSGI runs neither greenlet nor uGreen, or uGreen
+    without psycogreen's C extension. Under uGreen, say in uWSGI's log which
+    options are missing to keep its workers from crashing.
+    """
+    _find_engine()
+    before = get_wait_callback()
+    _install.install(
+        uwsgi_wait_callback, resolve=None, cancel_interrupted=False, replace=replace
+    )
+    if get_wait_callback() is not before:
+        for danger in engine.dangers():
+            uwsgi.log(f"psycogreen: warning: {danger}")
+
+
+def bound_stack(application: Callable[P, R]) -> Callable[P, R]:
+    """Return *application*, a WSGI callable, such that it cannot overrun its stack.
+
+    Under uGreen on Python 3.14 or newer nothing else keeps recursion in C, such
+    as of nested JSON, from crashing the worker; with this it is a
+    `RecursionError`, as in any thread. It costs a look at the process's memory
+    map for each request. What a generator among the responses does between its
+    pieces stays without bounds.
+
+    Everywhere else *application* itself is returned.
+    """
+    if sys.version_info < (3, 14) or engine.engine() != "ugreen":
+        return application
+    try:
+        from psycogreen._uwsgi import _ugreen
+    except ImportError:  # which patch_psycopg() tells of: nothing is suspended
+        return application
+
+    @wraps(application)
+    def bounded(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not _ugreen.on_green_stack():
+            return application(*args, **kwargs)
+        _ugreen.enter_stack()
+        try:
+            return application(*args, **kwargs)
+        finally:
+            _ugreen.leave_stack()
+
+    return bounded
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """How a request is suspended."""
+
+    in_request: Callable[[], bool]
+    """Whether this code runs in a request, so that there is one to suspend."""
+    suspend: Callable[[], object]
+
+
+@cache
+def _find_engine() -> _Engine:
+    match engine.engine():
+        case "greenlet":
+            return _greenlet()
+        case "ugreen":
+            return _ugreen()
+        case "gevent":
+            msg = (
+                "uWSGI runs gevent here, not greenlet or uGreen: use psycogreen.gevent"
+            )
+            raise ImportError(msg)
+        case _:
+            raise RuntimeError(engine.why_none())
+
+
+def _greenlet() -> _Engine:
+    from greenlet import getcurrent
+
+    # uWSGI sets the attribute on the greenlets that it makes for requests.
+    # suspend() in any other one would end in a greenlet that has no request.
+    return _Engine(lambda: hasattr(getcurrent(), "uwsgi_wsgi_req"), uwsgi.suspend)
+
+
+def _ugreen() -> _Engine:
+    try:
+        from psycogreen._uwsgi import _ugreen
+
+        _ugreen.prepare()
+    except (ImportError, OSError) as ex:
+        msg = (
+            "uGreen needs psycogreen's C extension, and there is none that works "
+            f"with this Python ({platform.python_version()}: {ex}): install a C "
+            "compiler and Python's header files, then pip install --force-reinstall "
+            "--no-cache-dir --no-binary psycogreen psycogreen; or use --gevent N or "
+            "--async N --greenlet"
+        )
+        raise RuntimeError(msg) from ex
+    return _Engine(_ugreen.on_green_stack, _ugreen.suspend)
+
+
+try:
+    _found = _find_engine()
+except RuntimeError:  # which patch_psycopg() raises to whom it concerns
+    _found = _Engine(lambda: False, uwsgi.suspend)
+
+
+def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
+    if not _found.in_request():
+        if not _is_ready(fd, write=write, timeout=timeout):
+            raise wait_timeout(timeout or 0)
+    elif timeout is None:
+        _suspend_until_ready(fd, write=write, limit=0)
+    else:
+        _suspend_at_most(fd, write=write, timeout=timeout)
+
+
+def _suspend_at_most(fd: int, *, write: bool, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    # uWSGI does not tell why a request goes on, and its seconds are those of the
+    # clock: one of them may be over at once.
+    while not _is_ready(fd, write=write, timeout=0):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise wait_timeout(timeout)
+        _suspend_until_ready(fd, write=write, limit=ceil(min(left, _LONGEST_TURN)))
+
+
+def _suspend_until_ready(fd: int, *, write: bool, limit: int) -> None:
+    """Suspend the request, for at most *limit* of uWSGI's seconds; 0 is no limit."""
+    wait_fd = uwsgi.wait_fd_write if write else uwsgi.wait_fd_read
+    # Both calls from C, so that nothing gets between them. Between two lines of
+    # Python a signal handler may run, or the garbage collector a destructor, and
+    # make a query: the end of its wait takes this one's descriptor, too, off
+    # uWSGI's list for the request, and the suspension would be for ever.
+    calls: list[Callable[[], object]] = [partial(wait_fd, fd, limit), _found.suspend]
+    deque(map(operator.call, calls), maxlen=0)
+
+
+def _is_ready(fd: int, *, write: bool, timeout: float | None) -> bool:
+    """Wait for *fd* with all of this thread, at most *timeout* seconds."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT if write else select.POLLIN)
+    return bool(poll.poll(None if timeout is None else ceil(timeout * 1000)))
+
+
+# uWSGI's own calls are all there is to wait with: no hub, no set of its own.
+@wait_callback(Framework(_wait_socket, in_hub=lambda: False, epoll_set=lambda: None))
+def uwsgi_wait_callback(conn: connection, timeout: float | None = None) -> None:
+    """Wait until *conn* is ready, letting other requests run meanwhile.
+
+    psycopg2 calls it once `patch_psycopg()` has installed it. An application
+    may call it too, after ``psycopg2.connect(..., async_=True)`` and after each
+    ``execute()`` on such a connection.
+
+    *timeout* limits each single wait for the socket, in seconds; ``None`` or a
+    negative number is no limit. uWSGI counts whole seconds: a wait ends up to
+    two seconds after its limit, never before. To install it with a limit::
+
+        psycopg2.extensions.set_wait_callback(
+            functools.partial(uwsgi_wait_callback, timeout=1))
+
+    Where there is no request to suspend it waits and lets nothing else run: at
+    import, in hooks, in mules and spoolers, in native threads, and in a uWSGI
+    without either engine.
+
+    Raise `psycogreen.WaitTimeout` when a wait takes longer.
+    """
