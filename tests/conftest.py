@@ -6,6 +6,7 @@ import os
 import ssl
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cache
@@ -21,6 +22,41 @@ from servers import HttpServer, uwsgi
 from psycogreen._check.postgres import Server, postgres
 
 TESTS = Path(__file__).parent
+
+# Tests marked ``full`` that this run leaves out.
+LEFT_OUT = pytest.StashKey[list[pytest.Item]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option to run all tests."""
+    parser.addoption(
+        "--full", action="store_true", help="also run the tests marked `full`"
+    )
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Deselect the tests marked ``full``, unless the run is a full one."""
+    if config.option.full:
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    if left_out:
+        config.stash[LEFT_OUT] = left_out
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Name the tests that this run left out, with how many cases each has."""
+    left_out = config.stash.get(LEFT_OUT, [])
+    if left_out:
+        terminalreporter.section(f"{len(left_out)} left out; --full runs them")
+        names = Counter(item.nodeid.partition("[")[0] for item in left_out)
+        for name, cases in names.items():
+            terminalreporter.line(f"{name} ({cases})" if cases > 1 else name)
 
 
 # Who is asked for a password.

@@ -21,7 +21,7 @@ CONF = ("-c", "python:psycogreen.integrations.gunicorn_conf")
 WORKER = ("-k", EVENTLET_WORKER)
 INSTALLED = r"\[INFO\] psycogreen: eventlet wait callback installed"
 
-pytestmark = pytest.mark.versions
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module", params=VERSIONS)

@@ -148,7 +148,7 @@ EXCHANGES = {
     scope="module",
     params=[
         None,
-        *(pytest.param(each, marks=pytest.mark.versions) for each in VERSIONS),
+        *(pytest.param(each, marks=pytest.mark.full) for each in VERSIONS),
     ],
     ids=lambda version: f"gunicorn-{version or 'installed'}",
 )

@@ -1,11 +1,11 @@
 """The ticker, for what is not part of the package.
 
-By its path: beside psycogreen 1.0.2, which is compared with, there is no other way.
+It is found by its path: psycogreen 1.0.2, which is compared with, does not have it.
 """
 
 import runpy
 from pathlib import Path
 
-Ticker = runpy.run_path(str(Path(__file__).parents[1] / "psycogreen" / "_ticker.py"))[
-    "Ticker"
-]
+SOURCE = Path(__file__).parents[1] / "src" / "psycogreen" / "_check" / "ticker.py"
+
+Ticker = runpy.run_path(str(SOURCE))["Ticker"]

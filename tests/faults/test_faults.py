@@ -17,7 +17,6 @@ def needs_tls(fault):
     return fault.endswith("TLS")
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("fault", [fault for fault in SCRIPTS if fault != CHAOS])
 def test_fault(lab, backend, fault):
@@ -30,7 +29,7 @@ def test_fault(lab, backend, fault):
     assert report["points"] or fault.endswith("close")
 
 
-@pytest.mark.chaos
+@pytest.mark.full
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_chaos(lab, backend, capsys):
     """A minute of random kills and timeouts crosses no answers and leaves nothing."""

@@ -16,7 +16,7 @@ from psycogreen._check.postgres import find_programs, postgres
 CACHE = TESTS.parent / ".cache"
 TIME_BOX = 400  # seconds for one run of the suite
 
-pytestmark = pytest.mark.psycopg2suite
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="session")
