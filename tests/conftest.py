@@ -22,6 +22,7 @@ from servers import HttpServer, uwsgi
 from psycogreen._check.postgres import Server, postgres
 
 TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 
 # Tests marked ``full`` that this run leaves out.
 LEFT_OUT = pytest.StashKey[list[pytest.Item]]()
