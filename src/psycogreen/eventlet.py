@@ -16,7 +16,7 @@ import psycopg2
 
 from psycogreen import _install
 from psycogreen._requirements import require
-from psycogreen._wait import epoll, native
+from psycogreen._wait import epoll, forks, native
 
 require("eventlet")
 
@@ -26,7 +26,8 @@ from greenlet import getcurrent
 
 from psycogreen._errors import wait_timeout
 from psycogreen._wait.callback import Framework, wait_callback
-from psycogreen._wait.epoll import EpollSet, HubGone
+from psycogreen._wait.epoll import EpollSet
+from psycogreen._wait.hub import IN_HUB, HubGone
 from psycogreen._wait.offload import in_thread
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def patch_psycopg(
     patcher.already_patched["psycopg"] = True
 
 
-class _Loop:
-    """A hub, as `psycogreen._wait.epoll` has need of it."""
+class _Hub:
+    """A hub of eventlet's: see `psycogreen._wait.hub.Hub`."""
 
     def __init__(self, hub: hubs.hub.BaseHub) -> None:
         self._hub = hub
@@ -109,7 +110,7 @@ def _epoll_set() -> EpollSet | None:
     try:
         found: EpollSet | None = hub._psycogreen
     except AttributeError:
-        found = hub._psycogreen = EpollSet(_Loop(hub)) if epoll.available() else None
+        found = hub._psycogreen = EpollSet(_Hub(hub)) if epoll.available() else None
     return found
 
 
@@ -121,11 +122,11 @@ def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
         native.wait_socket(fd, write=write, timeout=timeout)
         return
     if _in_hub():
-        raise psycopg2.ProgrammingError(epoll.IN_HUB)
-    forks = native.forks
+        raise psycopg2.ProgrammingError(IN_HUB)
+    before = forks.count
     error = None if timeout is None else wait_timeout(timeout)
     hubs.trampoline(fd, read=not write, write=write, timeout=timeout, timeout_exc=error)
-    while forks != native.forks:
+    while before != forks.count:
         hubs.get_hub().switch()  # what it waited for is the parent process's
 
 

@@ -14,7 +14,7 @@ import psycopg2
 
 from psycogreen import _install
 from psycogreen._requirements import require
-from psycogreen._wait import epoll, native
+from psycogreen._wait import epoll, forks, native
 
 require("gevent")
 
@@ -23,7 +23,8 @@ from gevent._hub_local import get_hub_if_exists
 
 from psycogreen._errors import wait_timeout
 from psycogreen._wait.callback import Framework, wait_callback
-from psycogreen._wait.epoll import EpollSet, HubGone
+from psycogreen._wait.epoll import EpollSet
+from psycogreen._wait.hub import IN_HUB, HubGone
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -51,8 +52,8 @@ def patch_psycopg(
     )
 
 
-class _Loop:
-    """A hub, as `psycogreen._wait.epoll` has need of it."""
+class _Hub:
+    """A hub of gevent's: see `psycogreen._wait.hub.Hub`."""
 
     def __init__(self, hub: gevent.hub.Hub) -> None:
         self._hub = hub
@@ -89,7 +90,7 @@ class _Loop:
         del self._hub._psycogreen
 
 
-class _LibuvLoop(_Loop):
+class _LibuvHub(_Hub):
     """The same on libuv, whose watchers of sockets cannot be taken out of account."""
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
@@ -127,26 +128,26 @@ def _epoll_set() -> EpollSet | None:
     try:
         found: EpollSet | None = hub._psycogreen
     except AttributeError:
-        found = hub._psycogreen = EpollSet(_loop(hub)) if epoll.available() else None
+        found = hub._psycogreen = EpollSet(_adapt(hub)) if epoll.available() else None
     return found
 
 
-def _loop(hub: gevent.hub.Hub) -> _Loop:
+def _adapt(hub: gevent.hub.Hub) -> _Hub:
     libuv = type(hub.loop).__module__.startswith("gevent.libuv")
-    return _LibuvLoop(hub) if libuv else _Loop(hub)
+    return _LibuvHub(hub) if libuv else _Hub(hub)
 
 
 def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
     if not _in_greenlet():
         native.wait_socket(fd, write=write, timeout=timeout)
         return
-    forks = native.forks
+    before = forks.count
     wait_ready = gevent.socket.wait_write if write else gevent.socket.wait_read
     if timeout is None:
         wait_ready(fd)
     else:
         wait_ready(fd, timeout, wait_timeout(timeout))
-    while forks != native.forks:
+    while before != forks.count:
         gevent.get_hub().switch()  # what it waited for is the parent process's
 
 
@@ -167,7 +168,7 @@ def _in_greenlet() -> bool:
     if get_hub_if_exists() is None:
         return native.is_main_thread()
     if _in_hub():
-        raise psycopg2.ProgrammingError(epoll.IN_HUB)
+        raise psycopg2.ProgrammingError(IN_HUB)
     return True
 
 

@@ -557,11 +557,11 @@ def test_wait_within_a_wait(green, connect, name, moment):
     for each in conn, inner, longer:
         query(each)
     epoll_set = epoll.entries[conn.fileno()].epoll_set
-    original = getattr(epoll_set.loop, name)
+    original = getattr(epoll_set.hub, name)
     tasks = []
 
     def destroy():
-        delattr(epoll_set.loop, name)
+        delattr(epoll_set.hub, name)
         tasks.append(green.spawn(query, longer, "43 from pg_sleep(0.4)"))
         assert query(inner, "42 from pg_sleep(0.1)") == 42
 
@@ -572,7 +572,7 @@ def test_wait_within_a_wait(green, connect, name, moment):
         if moment == "after":
             destroy()
 
-    setattr(epoll_set.loop, name, interrupted)
+    setattr(epoll_set.hub, name, interrupted)
     with green.Timeout(10):
         assert query(conn, "41 from pg_sleep(0.1)") == 41
         assert green.wait(tasks[0]) == 43
@@ -589,7 +589,7 @@ def test_interrupted_before_it_waits(green, connect, monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(epoll_set.loop, "hold", interrupted, raising=False)
+    monkeypatch.setattr(epoll_set.hub, "hold", interrupted, raising=False)
     with pytest.raises(KeyboardInterrupt):
         query(conn)
     monkeypatch.undo()

@@ -7,13 +7,13 @@ back when the last one leaves.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from psycopg2.extensions import connection, get_wait_callback, set_wait_callback
 
+from psycogreen._wait import forks
 from psycogreen._wait.native import original
 
 WaitCallback: TypeAlias = Callable[[connection], Any]
@@ -85,6 +85,7 @@ def _leave(block: object) -> None:
             set_wait_callback(_callback)
 
 
+@forks.after_in_child
 def _after_fork() -> None:
     """Forget the blocks of threads that this child process does not have."""
     global _lock
@@ -93,6 +94,3 @@ def _after_fork() -> None:
     for block, thread in list(_blocks.items()):
         if thread != here:
             _leave(block)
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -5,6 +5,7 @@ socket it takes the short way, an `epoll` set that the framework's hub watches; 
 loop of that way is compiled (``_speedups.c``), with `pure` as its twin in Python, and
 `twin` chooses between the two. `deadline` keeps ``connect_timeout``, `cancel` ends a
 query on the server when its wait was interrupted, `offload` runs blocking calls in
-native threads, `native` holds the operating system's own threads and waits, and
-`stats` counts. Nothing here imports a framework or another room.
+native threads, `native` holds the operating system's own threads and waits, `forks`
+runs what a forked child has to forget, and `stats` counts. `hub` tells what is needed
+of a framework. Nothing here imports a framework or another room.
 """

@@ -44,11 +44,11 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    PyObject *loop;
-    PyObject *hub;     /* a greenlet */
+    PyObject *hub;
+    PyObject *greenlet; /* the hub's */
     PyTypeObject *plain;
-    PyObject *switch_; /* the hub's, bound */
-    PyObject *epoll;   /* kept for Python, which closes it */
+    PyObject *switch_;  /* the hub's, bound */
+    PyObject *epoll;    /* kept for Python, which closes it */
     int epoll_fd;
     char abandoned;
     char held;
@@ -323,7 +323,7 @@ collect(Set *self, PyObject *Py_UNUSED(ignored))
     }
     state = PyModule_GetState(module);
     if (self->abandoned) {
-        return PyObject_CallMethodNoArgs(self->loop, state->release);
+        return PyObject_CallMethodNoArgs(self->hub, state->release);
     }
     anew = check(state, self);
     if (anew) {
@@ -350,29 +350,29 @@ collect(Set *self, PyObject *Py_UNUSED(ignored))
 static int
 set_init(Set *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"loop", NULL};
-    PyObject *loop, *hub = NULL, *plain = NULL, *switch_ = NULL;
+    static char *names[] = {"hub", NULL};
+    PyObject *hub, *greenlet = NULL, *plain = NULL, *switch_ = NULL;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:BaseSet", names, &loop) ||
-        !(hub = PyObject_GetAttrString(loop, "greenlet")) ||
-        !(plain = PyObject_GetAttrString(loop, "plain")) ||
-        !(switch_ = PyObject_GetAttrString(loop, "switch"))) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:BaseSet", names, &hub) ||
+        !(greenlet = PyObject_GetAttrString(hub, "greenlet")) ||
+        !(plain = PyObject_GetAttrString(hub, "plain")) ||
+        !(switch_ = PyObject_GetAttrString(hub, "switch"))) {
         goto error;
     }
-    if (!PyGreenlet_Check(hub) || !PyType_Check(plain)) {
+    if (!PyGreenlet_Check(greenlet) || !PyType_Check(plain)) {
         PyErr_Format(PyExc_TypeError, "expected a greenlet and a type, not %R and %R",
-                     hub, plain);
+                     greenlet, plain);
         goto error;
     }
-    Py_XSETREF(self->loop, Py_NewRef(loop));
-    Py_XSETREF(self->hub, hub);
+    Py_XSETREF(self->hub, Py_NewRef(hub));
+    Py_XSETREF(self->greenlet, greenlet);
     Py_XSETREF(self->plain, (PyTypeObject *)plain);
     Py_XSETREF(self->switch_, switch_);
     self->epoll_fd = -1;
     return 0;
 
 error:
-    Py_XDECREF(hub);
+    Py_XDECREF(greenlet);
     Py_XDECREF(plain);
     Py_XDECREF(switch_);
     return -1;
@@ -382,8 +382,8 @@ static int
 set_traverse(Set *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
-    Py_VISIT(self->loop);
     Py_VISIT(self->hub);
+    Py_VISIT(self->greenlet);
     Py_VISIT(self->plain);
     Py_VISIT(self->switch_);
     Py_VISIT(self->epoll);
@@ -393,8 +393,8 @@ set_traverse(Set *self, visitproc visit, void *arg)
 static int
 set_clear(Set *self)
 {
-    Py_CLEAR(self->loop);
     Py_CLEAR(self->hub);
+    Py_CLEAR(self->greenlet);
     Py_CLEAR(self->plain);
     Py_CLEAR(self->switch_);
     Py_CLEAR(self->epoll);
@@ -415,7 +415,7 @@ static PyMethodDef set_methods[] = {
 };
 
 static PyMemberDef set_members[] = {
-    {"loop", T_OBJECT_EX, offsetof(Set, loop), READONLY, NULL},
+    {"hub", T_OBJECT_EX, offsetof(Set, hub), READONLY, NULL},
     {"waiting", T_PYSSIZET, offsetof(Set, waiting), READONLY, NULL},
     {"ended", T_PYSSIZET, offsetof(Set, ended), 0, NULL},
     {"abandoned", T_BOOL, offsetof(Set, abandoned), 0, NULL},
@@ -489,8 +489,10 @@ release(State *state, Set *set)
 static PyObject *
 switch_from(Set *set, PyObject *current)
 {
-    if (Py_IS_TYPE(current, set->plain) && PyGreenlet_ACTIVE((PyGreenlet *)set->hub)) {
-        return PyGreenlet_Switch((PyGreenlet *)set->hub, NULL, NULL);
+    PyGreenlet *hub = (PyGreenlet *)set->greenlet;
+
+    if (Py_IS_TYPE(current, set->plain) && PyGreenlet_ACTIVE(hub)) {
+        return PyGreenlet_Switch(hub, NULL, NULL);
     }
     return PyObject_CallNoArgs(set->switch_);
 }

@@ -18,16 +18,11 @@ from psycopg2.extensions import (
     connection,
 )
 
-from psycogreen._wait import native
+from psycogreen._wait import forks
 from psycogreen._wait.cancel import cancel
 from psycogreen._wait.deadline import STATUS_CONNECTING, ConnectWait
-from psycogreen._wait.epoll import (
-    IN_HUB,
-    EpollSet,
-    HubGone,
-    forget,
-    unknown_state,
-)
+from psycogreen._wait.epoll import EpollSet, forget, unknown_state
+from psycogreen._wait.hub import IN_HUB, HubGone
 from psycogreen._wait.native import SocketWait
 from psycogreen._wait.stats import is_interruption, note_interruption, totals, under_way
 from psycogreen._wait.twin import Entry, make_wait
@@ -109,12 +104,12 @@ def _entry(
 def _wait_answered(
     conn: connection, state: int, framework: Framework, timeout: float | None
 ) -> None:
-    forks = native.forks
+    before = forks.count
     since = monotonic()
     try:
         _wait_socket(conn, state, framework.wait_socket, timeout, since)
     except BaseException as ex:
-        if forks == native.forks:
+        if before == forks.count:
             _interrupted(conn, framework, ex, since)
         raise
 

@@ -21,24 +21,20 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from psycopg2.extensions import POLL_READ, POLL_WRITE
 
+from psycogreen._wait import forks
 from psycogreen._wait.native import original
 from psycogreen._wait.stats import counters, sources, totals
 from psycogreen._wait.twin import BaseSet, Entry, entries
 
 if TYPE_CHECKING:
-    from greenlet import greenlet
     from psycopg2.extensions import connection
 
-IN_HUB = (
-    "cannot wait for PostgreSQL in the hub: what the loop itself calls "
-    "must not block; spawn a greenlet for it"
-)
+    from psycogreen._wait.hub import Hub
 
 BUSY = "another greenlet waits for this connection already"
 
@@ -48,49 +44,15 @@ BUSY = "another greenlet waits for this connection already"
 _EVENTS = {POLL_READ: 1, POLL_WRITE: 4}
 
 
-class HubGone(Exception):
-    """A thread's hub is not the one that it was."""
-
-
-class Loop(Protocol):
-    """What a framework's hub has to offer."""
-
-    greenlet: greenlet
-    """What runs the loop: the hub's greenlet."""
-
-    plain: type[greenlet]
-    """The type of the greenlets for which *switch* does no more than to switch to
-    *greenlet*, as long as that has begun and not ended."""
-
-    def switch(self) -> object:
-        """Let the hub run, until it switches back; may raise what `hold` does."""
-
-    def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call *callback* in the hub whenever *fd* can be read; forget former ones."""
-
-    def hold(self) -> None:
-        """Keep the loop running: somebody waits.
-
-        Raise `HubGone` if the thread has another hub by now, and
-        `psycopg2.ProgrammingError` in the hub's own greenlet.
-        """
-
-    def release(self) -> None:
-        """Let the loop end: nobody waits."""
-
-    def forget(self) -> None:
-        """Keep no set for the hub, in a child just forked: see `EpollSet.abandon`."""
-
-
 class EpollSet(BaseSet):
     """The sockets of one hub's connections. To be used in the hub's thread only."""
 
-    def __init__(self, loop: Loop) -> None:
-        """Let *loop* watch over a new, empty set."""
-        super().__init__(loop)
+    def __init__(self, hub: Hub) -> None:
+        """Let *hub* watch a new, empty set."""
+        super().__init__(hub)
         self._thread = _get_ident()
         self._open()
-        loop.watch(self.epoll_fd, self.collect)
+        hub.watch(self.epoll_fd, self.collect)
         _sets.add(self)
 
     def __del__(self) -> None:
@@ -135,18 +97,18 @@ class EpollSet(BaseSet):
         entry.state = state
 
     def hold(self) -> None:
-        """Keep the loop running: somebody waits. Raise what `Loop.hold` raises.
+        """Keep the loop running: somebody waits. Raise what `Hub.hold` raises.
 
         Who waits is counted before. In the middle of this, or of `release`, a
         signal's handler or a destructor may run that waits itself.
         """
-        self.loop.hold()
+        self.hub.hold()
         self.held = True
 
     def release(self) -> None:
         """Let the loop end, unless somebody has begun to wait meanwhile."""
         self.held = False
-        self.loop.release()
+        self.hub.release()
         if self.waiting:
             self.hold()
 
@@ -180,7 +142,7 @@ class EpollSet(BaseSet):
                 forget(entry)  # back with its next wait
             else:
                 self._epoll.register(entry.fd, _EVENTS[entry.state])
-        self.loop.watch(self.epoll_fd, self.collect)
+        self.hub.watch(self.epoll_fd, self.collect)
         stale.close()
 
     def _own_entries(self) -> list[Entry]:
@@ -199,7 +161,7 @@ class EpollSet(BaseSet):
         """
         self.abandoned = True
         self.ended = 0
-        self.loop.forget()
+        self.hub.forget()
         nowhere = os.open(os.devnull, os.O_RDWR)
         for entry in self._own_entries():
             del entries[entry.fd]
@@ -238,13 +200,11 @@ counters.append(_ended)
 _sets: weakref.WeakSet[EpollSet] = weakref.WeakSet()
 
 
+@forks.after_in_child
 def _after_fork() -> None:
     for epoll_set in list(_sets):
         epoll_set.abandon()
     _sets.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def available() -> bool:

@@ -17,17 +17,6 @@ from typing import Any, Protocol
 
 from psycogreen._errors import wait_timeout
 
-forks = 0
-"""How many forks lie between the process that imported this and this one."""
-
-
-def _count_fork() -> None:
-    global forks
-    forks += 1
-
-
-os.register_at_fork(after_in_child=_count_fork)
-
 
 class SocketWait(Protocol):
     """A wait for any one descriptor."""

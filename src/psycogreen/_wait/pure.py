@@ -15,7 +15,7 @@ from psycogreen._wait import native
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
-    from psycogreen._wait.epoll import EpollSet, Loop
+    from psycogreen._wait.hub import Hub
 
     Wait = Callable[[connection, float | None], None]
     FindEntry = Callable[[connection, int, float | None], "Entry | None"]
@@ -37,14 +37,14 @@ get_ident = native.original("_thread", "get_ident")
 
 
 class BaseSet:
-    """The part of an `EpollSet` that every wait touches."""
+    """The part of an epoll set that every wait touches."""
 
-    def __init__(self, loop: Loop) -> None:
-        """Be of that *loop*."""
-        self.loop = loop
-        self.hub = loop.greenlet
-        self.plain = loop.plain
-        self.switch = loop.switch
+    def __init__(self, hub: Hub) -> None:
+        """Belong to *hub*."""
+        self.hub = hub
+        self.greenlet = hub.greenlet
+        self.plain = hub.plain
+        self.switch = hub.switch
         self.waiting = 0
         """How many greenlets wait."""
         self.held = False
@@ -61,7 +61,7 @@ class BaseSet:
     def collect(self) -> None:
         """Wake whoever waits for a socket that is ready. Called in the hub."""
         if self.abandoned:
-            self.loop.release()
+            self.hub.release()
             return
         self._collected += 1
         if self._collected % CHECK_INTERVAL == 0 and self.check():
@@ -82,12 +82,21 @@ class BaseSet:
             self.now = 0.0
             self.ended += ended
 
+    # What is unusual: see `psycogreen._wait.epoll.EpollSet`.
+
+    def change(self, entry: Entry, state: int) -> None:
+        raise NotImplementedError
+
+    def hold(self) -> None:
+        raise NotImplementedError
+
+    def release(self) -> None:
+        raise NotImplementedError
+
     def check(self) -> bool:
-        """Make the set anew if it tells what is not true; return whether it did."""
         raise NotImplementedError
 
     def remove(self, fd: int) -> None:
-        """Have no more of a socket that nobody waits for here."""
         raise NotImplementedError
 
 
@@ -97,7 +106,7 @@ class Entry:
     __slots__ = ("conn", "epoll_set", "fd", "since", "state", "thread", "waiter")
 
     def __init__(
-        self, epoll_set: EpollSet, thread: int, conn: connection, fd: int
+        self, epoll_set: BaseSet, thread: int, conn: connection, fd: int
     ) -> None:
         """Belong to *conn*, until another one has the same descriptor *fd*."""
         self.epoll_set = epoll_set
@@ -164,8 +173,8 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
                     if not epoll_set.held:
                         epoll_set.hold()
                     # Whoever switches back: poll() tells if it was in time.
-                    if type(current) is epoll_set.plain and epoll_set.hub:
-                        switch_to(epoll_set.hub)
+                    if type(current) is epoll_set.plain and epoll_set.greenlet:
+                        switch_to(epoll_set.greenlet)
                     else:
                         epoll_set.switch()
                 finally:

@@ -7,7 +7,6 @@ where it is noted anyway, and its end is counted together with others'.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from psycogreen._errors import WaitTimeout
+from psycogreen._wait import forks
 from psycogreen._wait.deadline import ConnectTimeout
 
 if TYPE_CHECKING:
@@ -80,10 +80,8 @@ def note_interruption(conn: connection, ex: BaseException, since: float) -> None
         )
 
 
+@forks.after_in_child
 def _after_fork() -> None:
     """Begin at zero: what the parent did, and waits for, is not this process's."""
     under_way.clear()
     totals.waits = totals.cancelled = totals.timed_out = 0
-
-
-os.register_at_fork(after_in_child=_after_fork)

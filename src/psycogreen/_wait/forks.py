@@ -1,0 +1,37 @@
+"""What a forked child has to forget: all of it is registered here, in one hook."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+count = 0
+"""How many forks lie between the process that imported this and this one."""
+
+_functions: list[Callable[[], None]] = []
+
+
+def after_in_child(function: Callable[[], None]) -> Callable[[], None]:
+    """Call *function* in each child that this process forks, at once.
+
+    The functions run in the order in which they were registered. One that raises is
+    logged and does not keep the others from running: a child that does not forget all
+    reads its parent's answers.
+    """
+    _functions.append(function)
+    return function
+
+
+def _after_in_child() -> None:
+    global count
+    count += 1
+    for function in _functions:
+        try:
+            function()
+        except Exception:
+            logger = logging.getLogger("psycogreen")
+            logger.exception("%s.%s failed", function.__module__, function.__name__)
+
+
+os.register_at_fork(after_in_child=_after_in_child)
