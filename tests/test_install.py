@@ -220,6 +220,66 @@ def test_idempotent(run, framework):
 
 
 @each_framework
+def test_options_of_a_later_call(run, framework):
+    """Options that are given take effect; those that are not stay as they are."""
+    run(
+        f"""
+        import psycogreen
+        def options():
+            status = psycogreen.status()
+            return status.resolve_hosts, status.cancel_interrupted
+        psycogreen.patch_psycopg({framework!r})
+        assert options() == (True, True)
+        psycogreen.patch_psycopg({framework!r}, cancel_interrupted=False)
+        assert options() == (True, False)
+        psycogreen.patch_psycopg({framework!r}, resolve_hosts=False)
+        assert options() == (False, False)
+        psycogreen.patch_psycopg({framework!r})
+        assert options() == (False, False)
+        psycogreen.patch_psycopg({framework!r}, cancel_interrupted=True)
+        assert options() == (False, True)
+        psycogreen.unpatch_psycopg()
+        psycogreen.patch_psycopg({framework!r})
+        assert options() == (True, True)
+        """
+    )
+
+
+@each_framework
+def test_options_of_the_environment(run, framework):
+    """The environment has the defaults, which a call may override."""
+    run(
+        f"""
+        import psycogreen
+        psycogreen.patch_psycopg({framework!r})
+        status = psycogreen.status()
+        assert (status.resolve_hosts, status.cancel_interrupted) == (False, False)
+        psycogreen.patch_psycopg({framework!r}, cancel_interrupted=True)
+        assert psycogreen.status().cancel_interrupted
+        """,
+        PSYCOGREEN_RESOLVE_HOSTS="0",
+        PSYCOGREEN_CANCEL_INTERRUPTED="0",
+    )
+
+
+def test_wrong_option_of_the_environment(run):
+    """A value that is not known is refused and shown, and nothing is installed."""
+    run(
+        """
+        import psycogreen
+        try:
+            psycogreen.patch_psycopg("gevent")
+        except ValueError as ex:
+            assert "PSYCOGREEN_RESOLVE_HOSTS='no': it must be '0' or '1'" in str(ex)
+        else:
+            raise AssertionError
+        assert get_wait_callback() is None
+        """,
+        PSYCOGREEN_RESOLVE_HOSTS="no",
+    )
+
+
+@each_framework
 def test_conflict(run, framework):
     """A foreign callback is not replaced unasked; the error names both."""
     run(

@@ -105,6 +105,86 @@ def test_written_twice(python, tmp_path):
     )
 
 
+def test_folder_missing(python, tmp_path):
+    """A folder that is not there is an error; once it is there, the call goes well."""
+    python(
+        "import os\n"
+        "from psycogreen.integrations import metrics\n"
+        "folder = os.environ['PROMETHEUS_MULTIPROC_DIR']\n"
+        "try:\n"
+        "    metrics.register()\n"
+        "except OSError as ex:\n"
+        "    assert folder in str(ex)\n"
+        "else:\n"
+        "    raise AssertionError\n"
+        "os.mkdir(folder)\n"
+        "metrics.register()\n"
+        "assert len(os.listdir(folder)) == 3",
+        PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "later"),
+    )
+
+
+def test_variable_in_lower_case(python, tmp_path):
+    """prometheus_client's older name of the variable counts as well."""
+    python(
+        "import warnings\n"
+        "from prometheus_client import REGISTRY\n"
+        "warnings.simplefilter('ignore')  # of prometheus_client: an old name\n"
+        "from psycogreen.integrations import metrics\n"
+        "metrics.register()\n"
+        "assert not any('psycogreen' in name for name in REGISTRY._names_to_collectors)",
+        prometheus_multiproc_dir=str(tmp_path),
+    )
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+WRITER = """
+from gevent import monkey; monkey.patch_all()
+import gevent, gevent.event, logging
+from psycogreen.integrations import metrics
+logging.basicConfig(format="%(message)s")
+written = gevent.event.Event()
+real = metrics.status
+"""
+
+
+def test_writing_goes_on_after_an_error(python, tmp_path):
+    """An error is logged, once, and the next turn is made all the same."""
+    output = python(
+        WRITER + "outcomes = [OSError('disk full'), OSError('disk full'), None]\n"
+        "def status():\n"
+        "    if outcome := outcomes.pop(0):\n"
+        "        raise outcome\n"
+        "    outcomes.append(None)\n"
+        "    written.set()\n"
+        "    return real()\n"
+        "metrics.status = status\n"
+        "metrics.register(interval=0.01)\n"
+        "assert written.wait(30)",
+        PROMETHEUS_MULTIPROC_DIR=str(tmp_path),
+    )
+    assert output.count("psycogreen: cannot write the figures") == 1
+    assert output.count("OSError: disk full") == 1
+
+
+def test_writer_is_started_again(python, tmp_path):
+    """When its greenlet was killed, another call starts another one."""
+    python(
+        WRITER + "writers = []\n"
+        "def status():\n"
+        "    writers.append(gevent.getcurrent())\n"
+        "    written.set()\n"
+        "    return real()\n"
+        "metrics.status = status\n"
+        "for _ in range(2):\n"
+        "    metrics.register(interval=0.01)\n"
+        "    assert written.wait(30)\n"
+        "    writers[-1].kill()\n"
+        "    written.clear()\n",
+        PROMETHEUS_MULTIPROC_DIR=str(tmp_path),
+    )
+
+
 @pytest.mark.parametrize("framework", ["gevent", "eventlet"])
 def test_written_after_a_fork(python, tmp_path, framework):
     """A fork does not go on writing, though it inherits the greenlet that does.

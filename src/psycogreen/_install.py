@@ -85,8 +85,8 @@ class Status:
 def patch_psycopg(
     framework: str | None = None,
     *,
-    resolve_hosts: bool = True,
-    cancel_interrupted: bool = True,
+    resolve_hosts: bool | None = None,
+    cancel_interrupted: bool | None = None,
     replace: bool = False,
 ) -> None:
     """Make every psycopg2 connection of this process wait cooperatively.
@@ -99,18 +99,21 @@ def patch_psycopg(
     to libpq as ``hostaddr``, beside the name. (Not if the connection string names
     a service: its file may name other hosts.) With *cancel_interrupted* a query
     whose wait is interrupted, by a timeout or a kill, is cancelled on the server
-    too, for which the wait goes on for up to one second.
+    too, for which the wait goes on for up to one second. An option that is ``None``
+    stays as it is; at the first call it is on, unless the environment variable
+    ``PSYCOGREEN_RESOLVE_HOSTS`` or ``PSYCOGREEN_CANCEL_INTERRUPTED`` is ``0``.
 
-    Calling it again does nothing, in this process or in a fork of it, which
-    inherits the callback and the options. It concerns all threads and all connections, those
-    already open too, from their next wait on. It may be called before or after
-    the framework's monkey-patching.
+    Calling it again changes the options that are given, and nothing else, in this
+    process or in a fork of it, which inherits the callback and the options. It
+    concerns all threads and all connections, those already open too, from their
+    next wait on. With *framework* it may be called before or after the framework's
+    monkey-patching, with ``None`` only after it.
 
     Raise `PatchConflict` if a callback of somebody else is installed, which
     *replace* takes over instead. (eventlet's own built-in callback counts as
     eventlet's, and a `functools.partial` of a callback as that callback: a
-    limit set with it stays in force.) Raise `ValueError` for an unknown
-    framework, `ImportError` for one that is missing or too old, `RuntimeError`
+    limit set with it stays in force.) Raise `ValueError` for an unknown framework or
+    a variable that is neither ``0`` nor ``1``, `ImportError` for one that is missing or too old, `RuntimeError`
     if *framework* is ``None`` and cannot be found out, or is ``"uwsgi"`` and its
     engine cannot be served.
     """
@@ -167,15 +170,20 @@ def install(
     callback: blocking.WaitCallback,
     *,
     resolve: connecting.Resolve | None,
-    cancel_interrupted: bool,
+    resolve_hosts: bool | None,
+    cancel_interrupted: bool | None,
     replace: bool,
 ) -> None:
-    """Install *callback*, one of psycogreen's own, as `patch_psycopg` says."""
+    """Install *callback*, one of psycogreen's own, as `patch_psycopg` says.
+
+    *resolve* looks up a host name; it is used if *resolve_hosts* says so.
+    """
     current = blocking.get_callback()
     wanted = _owner(callback, _OWN)
     installed = _owner(current, _OWN) == wanted
-    if installed and connecting.installed():
-        return
+    if not (installed and connecting.installed()):
+        resolve_hosts = _initial("resolve_hosts", resolve_hosts)
+        cancel_interrupted = _initial("cancel_interrupted", cancel_interrupted)
     builtin = _owner(current, _BUILTIN) == wanted
     if not (current is None or installed or builtin):
         if not replace:
@@ -187,11 +195,25 @@ def install(
             logger.warning(msg)
             raise PatchConflict(msg)
         logger.warning("wait callback %s replaced", _name(current))
+    if resolve_hosts is not None:
+        connecting.install(resolve if resolve_hosts else None)
+    if cancel_interrupted is not None:
+        cancel.enabled = cancel_interrupted
     if not installed:
         blocking.set_callback(callback)
-    connecting.install(resolve)
-    cancel.enabled = cancel_interrupted
-    logger.info("%s wait callback installed", wanted)
+        logger.info("%s wait callback installed", wanted)
+
+
+def _initial(option: str, given: bool | None) -> bool:
+    """Return the value of an option at the first call of `patch_psycopg`."""
+    if given is not None:
+        return given
+    variable = f"PSYCOGREEN_{option.upper()}"
+    value = os.environ.get(variable) or "1"
+    if value not in ("0", "1"):
+        msg = f"{variable}={value!r}: it must be '0' or '1', or unset"
+        raise ValueError(msg)
+    return value == "1"
 
 
 def monkey_patched() -> list[str]:

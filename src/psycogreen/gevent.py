@@ -34,8 +34,8 @@ __all__ = ["gevent_wait_callback", "patch_psycopg"]
 
 def patch_psycopg(
     *,
-    resolve_hosts: bool = True,
-    cancel_interrupted: bool = True,
+    resolve_hosts: bool | None = None,
+    cancel_interrupted: bool | None = None,
     replace: bool = False,
 ) -> None:
     """Make psycopg2 wait with gevent's loop, in this process and its forks.
@@ -46,7 +46,8 @@ def patch_psycopg(
     """
     _install.install(
         gevent_wait_callback,
-        resolve=_resolve if resolve_hosts else None,
+        resolve=_resolve,
+        resolve_hosts=resolve_hosts,
         cancel_interrupted=cancel_interrupted,
         replace=replace,
     )

@@ -50,8 +50,8 @@ _LONGEST_TURN = 3600  # seconds
 
 def patch_psycopg(
     *,
-    resolve_hosts: bool = True,
-    cancel_interrupted: bool = True,
+    resolve_hosts: bool | None = None,
+    cancel_interrupted: bool | None = None,
     replace: bool = False,
 ) -> None:
     """Make psycopg2 wait with uWSGI's async engine, in this process and its forks.
@@ -67,7 +67,11 @@ def patch_psycopg(
     _find_engine()
     before = get_wait_callback()
     _install.install(
-        uwsgi_wait_callback, resolve=None, cancel_interrupted=False, replace=replace
+        uwsgi_wait_callback,
+        resolve=None,
+        resolve_hosts=False,
+        cancel_interrupted=False,
+        replace=replace,
     )
     if get_wait_callback() is not before:
         for danger in engine.dangers():

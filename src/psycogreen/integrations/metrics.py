@@ -11,6 +11,7 @@ gunicorn's ``--preload``, in ``post_worker_init``.
 from __future__ import annotations
 
 import _thread
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 __all__ = ["register"]
+
+logger = logging.getLogger("psycogreen")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ _LONGEST_WAIT = _Figure(
 )
 
 
+# Either turns on the multi-process mode; prometheus_client calls the second one old.
+_MULTIPROCESS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+
 _writing_pid: int | None = None
 
 
@@ -76,21 +82,27 @@ def register(registry: CollectorRegistry = REGISTRY, *, interval: float = 1.0) -
     ``PROMETHEUS_MULTIPROC_DIR`` turns on, whichever worker is asked answers for all.
     There no worker is asked for its figures, it has to write them down: every
     *interval* seconds a thread does so (a greenlet, if threads are monkey-patched).
-    *registry* has no part in that, and a fork of this process has to call it anew.
+    *registry* has no part in that, and a fork of this process has to call it again.
+    When writing fails, the log says so once, and the thread tries again.
 
     Raise `ValueError` if the figures are registered there already, or written in
-    this process.
+    this process, and `OSError` if they cannot be written.
     """
-    global _writing_pid
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    if any(name in os.environ for name in _MULTIPROCESS):
+        _start_writing(interval)
+    else:
         registry.register(_Collector())
-        return
+
+
+def _start_writing(interval: float) -> None:
+    global _writing_pid
     if _writing_pid == os.getpid():
         msg = "psycogreen's figures are written in this process already"
         raise ValueError(msg)
-    _writing_pid = os.getpid()
+    writer = _Writer(interval)
     # Not a threading.Thread, which the fork would look for in vain when it ends.
-    _thread.start_new_thread(_Writer(interval).run, ())
+    _thread.start_new_thread(writer.run, ())
+    _writing_pid = os.getpid()
 
 
 class _Collector:
@@ -113,6 +125,7 @@ class _Writer:
     def __init__(self, interval: float) -> None:
         self._interval = interval
         self._pid = os.getpid()
+        self._failing = False
         self._last = {figure.name: 0.0 for figure in _COUNTERS}
         # No registry: the one that collects reads the files of all processes.
         self._counters = {
@@ -123,10 +136,26 @@ class _Writer:
         self._longest_wait = _gauge(_LONGEST_WAIT, "livemax")
 
     def run(self) -> None:
-        # A greenlet goes on in a fork of its process, whose figures begin at zero.
-        while os.getpid() == self._pid:
+        global _writing_pid
+        try:
+            # A greenlet goes on in a fork of its process, whose figures begin at zero.
+            while os.getpid() == self._pid:
+                self._write_or_log()
+                time.sleep(self._interval)
+        finally:
+            # A greenlet may be killed. Then register() starts another one.
+            if _writing_pid == self._pid:
+                _writing_pid = None
+
+    def _write_or_log(self) -> None:
+        try:
             self.write(status())
-            time.sleep(self._interval)
+        except Exception:
+            if not self._failing:
+                logger.exception("psycogreen: cannot write the figures")
+            self._failing = True
+        else:
+            self._failing = False
 
     def write(self, now: Status) -> None:
         for figure in _COUNTERS:
