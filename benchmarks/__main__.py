@@ -13,7 +13,12 @@ from pathlib import Path
 
 import figures
 import psycopg2
-from costs import measure_instructions, measure_large, measure_queries
+from costs import (
+    measure_instructions,
+    measure_large,
+    measure_queries,
+    measure_rows,
+)
 from figures import Figures
 from picture import draw
 from rich.console import Console
@@ -26,7 +31,7 @@ from ways import ROOT, fetch_others
 from psycogreen._check.postgres import postgres
 
 MEASURES = [
-    *(measure_queries, measure_large, measure_requests, measure_sleepers),
+    *(measure_queries, measure_rows, measure_large, measure_requests, measure_sleepers),
     # Last: it makes this process a nicer one.
     measure_instructions,
 ]
@@ -60,10 +65,10 @@ def measure(scale: Scale) -> Figures:
 def write(
     found: Figures, results: Path = ROOT / "benchmarks", docs: Path = ROOT / "docs"
 ) -> None:
-    """Write the figures, the tables and the picture; print the tables."""
+    """Write the figures, the tables and the pictures; print the tables."""
     found.save(results / "results.json")
     (docs / "benchmarks-table.rst").write_text(rst(found), encoding="utf-8")
-    draw(found, docs / "benchmarks.svg")
+    draw(found, docs)
     console = Console()
     # Narrower than this the figures are broken into pieces.
     console.width = max(console.width, 140)

@@ -22,14 +22,20 @@ from ways import ROOT, WAYS
 
 from psycogreen._check.postgres import Server
 
-UNIX = 50  # greenlets, over the unix socket
+TCP = 50  # greenlets, over 127.0.0.1 as well
 
 _ROW = 1000  # bytes
 _LARGE = f"select repeat('x', {_ROW}) from generate_series(1, {{}})"
 
+_ROWS = 50  # greenlets
+_HUNDRED_ROWS = (
+    "select i, i * 2.5::float8, 'name ' || i, i % 2 = 0, timestamptz 'epoch'"
+    " from generate_series(1, 100) i"
+)
+
 
 def measure_queries(figures: Figures, scale: Scale, server: Server) -> None:
-    """Let so many greenlets make small queries."""
+    """Let different numbers of greenlets make small queries."""
     runs = list(itertools.product(_cases(scale, server), WAYS))
     for (case, greenlets, dsn), way in track(runs, "small queries"):
         stretches = [scale.queries // 10, scale.queries]
@@ -43,11 +49,23 @@ def _cases(scale: Scale, server: Server) -> Iterator[tuple[str, int, str]]:
     for turn in range(max(scale.greenlets.values())):
         for greenlets, rounds in scale.greenlets.items():
             if turn < rounds:
-                yield str(greenlets), greenlets, server.dsn
-        # Cheaper for the kernel: on 127.0.0.1 the sender's share of the time includes
-        # what the receiver's side of the network takes.
-        if turn < scale.greenlets[UNIX]:
-            yield f"{UNIX}, unix socket", UNIX, server.unix_dsn
+                yield str(greenlets), greenlets, server.unix_dsn
+        # On 127.0.0.1 the kernel charges the sender with the receiver's side of the
+        # network, too.
+        if turn < scale.greenlets[TCP]:
+            yield f"{TCP}, 127.0.0.1", TCP, server.dsn
+
+
+def measure_rows(figures: Figures, scale: Scale, server: Server) -> None:
+    """Fetch 100 rows of 5 columns, converted to Python objects, in each query."""
+    case = f"{_ROWS} greenlets"
+    queries = scale.queries // 10
+    runs = list(itertools.product(range(scale.rows_rounds), WAYS))
+    for _, way in track(runs, "100 rows of 5 columns"):
+        stretches = [queries // 5, queries]
+        cpu, wall = _run(way, _ROWS, stretches, server.unix_dsn, _HUNDRED_ROWS)
+        figures.add("rows", f"{case}: CPU µs", way, cpu * 1e6)
+        figures.add("rows", f"{case}: queries a second", way, 1 / wall)
 
 
 def measure_large(figures: Figures, scale: Scale, server: Server) -> None:
@@ -81,7 +99,7 @@ def _run(
 
     Those before make everything warm.
     """
-    program = str(ROOT / "benchmarks" / "queries.py")
+    program = str(ROOT / "benchmarks" / WAYS[way].program)
     result = subprocess.run(
         [sys.executable, program, way, *map(str, [greenlets, *stretches])],
         env={**WAYS[way].variables(), "DSN": dsn, "SQL": sql},

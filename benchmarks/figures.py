@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from ways import psycopg3_version
+from ways import fetched_versions
 
 from psycogreen._wait import twin
 
@@ -62,7 +62,7 @@ def environment(postgres: str) -> dict[str, str]:
         "Python": platform.python_version(),
         "PostgreSQL": postgres,
         **{library: version(library) for library in LIBRARIES},
-        "psycopg": psycopg3_version(),
+        **fetched_versions(),
         "psycogreen compiled": "yes" if twin.compiled else "no",
         "HTTP client": "wrk" if shutil.which("wrk") else "benchmarks/client.py",
     }

@@ -71,7 +71,7 @@ def _count(way: str, greenlets: int, stretches: list[int], dsn: str) -> list[int
             "--dump-before=getppid*",
             f"--callgrind-out-file={folder}/out",
             # -P: the package is to be the installed one.
-            *(sys.executable, str(ROOT / "benchmarks" / "queries.py"), way),
+            *(sys.executable, str(ROOT / "benchmarks" / WAYS[way].program), way),
             *map(str, [greenlets, *stretches]),
         ]
         result = subprocess.run(

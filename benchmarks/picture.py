@@ -1,4 +1,4 @@
-"""The picture: what a query costs in each way, and among how many greenlets."""
+"""The pictures: what a query costs, one comparison in each."""
 
 from __future__ import annotations
 
@@ -6,60 +6,55 @@ from pathlib import Path
 
 import matplotlib as mpl
 from figures import Figures
-from tables import name
+from tables import name, number
 
 mpl.use("svg")  # no display needed
 mpl.rcParams["svg.hashsalt"] = "psycogreen"  # the same picture for the same figures
 
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
 OURS, OTHERS = "#2f7d4f", "#b8452f"
 
+# What a reader chooses between. The tables have all ways.
+SHOWN = {
+    "gevent": OURS,
+    "eventlet": OURS,
+    "gevent-1.0.2": OTHERS,
+    "eventlet-builtin": OTHERS,
+    "asyncpg": OTHERS,
+    "psycopg3": OTHERS,
+    "threads": OTHERS,
+}
 
-def draw(figures: Figures, path: Path) -> None:
-    """Draw the CPU time of a query: a panel for each number of greenlets."""
-    cases = figures.samples["cpu"]
-    figure, panels = plt.subplots(
-        1,
-        len(cases),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        figsize=(4 + 2.4 * len(cases), 4.2),
-        layout="constrained",
+# The case of each picture, and what it says about it.
+PICTURES = {
+    "benchmarks.svg": ("50", "50 connections at once"),
+    "benchmarks-alone.svg": ("1", "one connection, nothing else to do meanwhile"),
+}
+
+
+def draw(figures: Figures, folder: Path) -> None:
+    """Draw each picture whose case was measured into *folder*."""
+    for file, (case, situation) in PICTURES.items():
+        if case in figures.samples["cpu"]:
+            _draw_case(figures, case, situation, folder / file)
+
+
+def _draw_case(figures: Figures, case: str, situation: str, path: Path) -> None:
+    """Draw the CPU time of a query: a bar for each way, the cheapest first."""
+    measured = [way for way in SHOWN if way in figures.samples["cpu"][case]]
+    medians = {way: figures.median("cpu", case, way) for way in measured}
+    ways = sorted(medians, key=medians.__getitem__)
+    figure, axes = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+    bars = axes.barh(
+        [name(way) for way in ways],
+        [medians[way] for way in ways],
+        color=[SHOWN[way] for way in ways],
     )
-    for panel, case in zip(panels[0], cases, strict=True):
-        _draw_case(panel, figures, case)
-    figure.suptitle("greenlets")
-    figure.supxlabel("CPU time of one query, µs: median and range of the rounds")
+    axes.bar_label(bars, [number(medians[way]) for way in ways], padding=4)
+    axes.invert_yaxis()
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.tick_params(left=False, bottom=False, labelbottom=False)
+    axes.set_title(f"CPU time of one “select 1” in µs, {situation}", loc="left")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
-
-
-def _draw_case(panel: Axes, figures: Figures, case: str) -> None:
-    ways = figures.samples["cpu"][case]
-    medians = [figures.median("cpu", case, way) for way in ways]
-    below = [m - min(ways[way]) for m, way in zip(medians, ways, strict=True)]
-    above = [max(ways[way]) - m for m, way in zip(medians, ways, strict=True)]
-    panel.barh(
-        [name(way) for way in ways],
-        medians,
-        xerr=[below, above],
-        color=[_colour(way) for way in ways],
-        error_kw={"elinewidth": 1, "ecolor": "#333333"},
-    )
-    panel.set_title(case, loc="left")
-    panel.spines[["top", "right"]].set_visible(False)
-    if not panel.yaxis_inverted():  # shared by all panels
-        panel.invert_yaxis()
-
-
-def _colour(way: str) -> str:
-    return OURS if _is_ours(way) else OTHERS
-
-
-def _is_ours(way: str) -> bool:
-    return way.split("-")[0] in ("gevent", "eventlet") and not way.endswith(
-        ("1.0.2", "builtin")
-    )

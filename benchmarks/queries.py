@@ -14,6 +14,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ways import WAYS
@@ -27,6 +29,16 @@ def work(conn: Any, sql: str, queries: int) -> None:  # noqa: ANN401
         cursor.fetchall()
 
 
+@contextmanager
+def stretch(queries: int) -> Iterator[None]:
+    """Print what the block takes, which makes so many *queries*."""
+    os.getppid()  # instructions.py has callgrind write its count here
+    cpu, wall = time.process_time(), time.perf_counter()
+    yield
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    print(json.dumps({"queries": queries, "cpu": cpu, "wall": wall}))
+
+
 def main() -> None:
     """Run every stretch."""
     name, greenlets, *stretches = sys.argv[1:]
@@ -38,11 +50,8 @@ def main() -> None:
     for queries in map(int, stretches):
         each = queries // len(connections)
         jobs = [functools.partial(work, conn, sql, each) for conn in connections]
-        os.getppid()  # instructions.py has callgrind write down its count here
-        cpu, wall = time.process_time(), time.perf_counter()
-        run_all(jobs)
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        print(json.dumps({"queries": each * len(jobs), "cpu": cpu, "wall": wall}))
+        with stretch(each * len(jobs)):
+            run_all(jobs)
     os.getppid()
 
 

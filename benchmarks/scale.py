@@ -21,6 +21,7 @@ class Scale:
     """How many queries are shared among the greenlets each time."""
     instructions: Sequence[tuple[str, int]]
     """Ways and greenlets for which instructions are counted."""
+    rows_rounds: int
     large_rounds: int
     megabytes: int
     """The size of the large result."""
@@ -44,6 +45,7 @@ FULL = Scale(
         ("threads", 1),
         *((way, 500) for way in OURS),
     ],
+    rows_rounds=5,
     large_rounds=3,
     megabytes=100,
     serving_rounds=3,
@@ -58,6 +60,7 @@ QUICK = Scale(
     greenlets={10: 1, 50: 1},
     queries=500,
     instructions=(),
+    rows_rounds=1,
     large_rounds=1,
     megabytes=1,
     serving_rounds=1,

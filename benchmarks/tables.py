@@ -12,15 +12,16 @@ from ways import WAYS
 # What the CPU time is divided by that of.
 COMPARED = [
     *(("gevent", "gevent-1.0.2"), ("gevent-pure", "gevent-1.0.2")),
-    ("gevent", "psycopg3"),
+    *(("gevent", "psycopg3"), ("gevent", "asyncpg")),
     *(("eventlet", "eventlet-builtin"), ("eventlet-pure", "eventlet-builtin")),
-    ("gevent", "threads"),
+    *(("eventlet", "asyncpg"), ("gevent", "threads")),
 ]
 
 TITLES = {
     "cpu": "CPU time of a query, µs",
     "rate": "Queries a second",
     "instructions": "Instructions of a query",
+    "rows": "100 rows of 5 columns",
     "large": "A large result: seconds",
     "requests": "Requests a second, one worker",
     "request cpu": "CPU time of a request, µs",
@@ -70,6 +71,7 @@ def _ratios(figures: Figures) -> Table:
             *(f"{ratio(figures, case, ours, theirs):.2f}" for case in cases),
         ]
         for ours, theirs in COMPARED
+        if all(ours in found and theirs in found for found in cases.values())
     ]
     return Table("CPU time, divided by another's", ["greenlets", "", *cases], rows)
 

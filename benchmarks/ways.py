@@ -15,6 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 FORMER = ROOT / ".cache" / "psycogreen-1.0.2"
 PSYCOPG3 = ROOT / ".cache" / "psycopg-3"
+ASYNCPG = ROOT / ".cache" / "asyncpg"
 
 Job = Callable[[], object]
 RunAll = Callable[[Sequence[Job]], object]
@@ -22,15 +23,18 @@ RunAll = Callable[[Sequence[Job]], object]
 
 @dataclass(frozen=True)
 class Way:
-    """What runs side by side, and how psycopg2 waits meanwhile."""
+    """What runs side by side, and how the driver waits."""
 
     title: str
     framework: str
-    """``"gevent"``, ``"eventlet"`` or ``"threads"``."""
+    """``"gevent"``, ``"eventlet"``, ``"threads"``, or ``"asyncio"``, for which
+    `begin` is not called."""
     patch: str | None = None
     """The module whose patch_psycopg() is called. ``None``: whatever is there
     without, which is eventlet's own callback under eventlet."""
     driver: str = "psycopg2"
+    program: str = "queries.py"
+    """What makes the queries. Every program takes the same arguments."""
     env: dict[str, str] = field(default_factory=dict)
     """What the process needs in its environment."""
 
@@ -124,17 +128,26 @@ WAYS = {
         "psycogreen 1.0.2, eventlet", "eventlet", "psycogreen.eventlet", env=_FORMER
     ),
     "eventlet-builtin": Way("eventlet's own callback", "eventlet"),
-    "threads": Way("psycopg2 that blocks, threads", "threads"),
+    "threads": Way("blocking psycopg2, threads", "threads"),
+    "asyncpg": Way(
+        "asyncpg on uvloop",
+        "asyncio",
+        driver="asyncpg",
+        program="queries_asyncpg.py",
+        env={"PYTHONPATH": str(ASYNCPG)},
+    ),
 }
 
 
 def fetch_others() -> None:
-    """Get from PyPI, once, what must not be installed where the tests run.
+    """Install what is compared into folders of its own, once.
 
-    psycogreen 1.0.2 would replace ours, and Django prefers psycopg 3 if it is there.
+    Where the tests run psycogreen 1.0.2 would replace ours, and Django would prefer
+    psycopg 3 to psycopg2.
     """
     _fetch(FORMER, "--no-deps", "psycogreen==1.0.2")
     _fetch(PSYCOPG3, "psycopg[binary]>=3.2")
+    _fetch(ASYNCPG, "asyncpg", "uvloop")
 
 
 def _fetch(folder: Path, *what: str) -> None:
@@ -143,7 +156,12 @@ def _fetch(folder: Path, *what: str) -> None:
         subprocess.run([*pip, "--target", str(folder), *what], check=True)
 
 
-def psycopg3_version() -> str:
-    """Return the version of psycopg 3 that was fetched."""
-    [found] = distributions(name="psycopg", path=[str(PSYCOPG3)])
+def fetched_versions() -> dict[str, str]:
+    """Return the versions of the other drivers, as `fetch_others` installed them."""
+    where = {"psycopg": PSYCOPG3, "asyncpg": ASYNCPG, "uvloop": ASYNCPG}
+    return {name: _version(name, folder) for name, folder in where.items()}
+
+
+def _version(name: str, folder: Path) -> str:
+    [found] = distributions(name=name, path=[str(folder)])
     return found.version
