@@ -1,69 +1,192 @@
-"""One contract, kept by every wait callback."""
+"""One contract, kept by every wait callback.
 
+The suite is in contract/. It runs in a process that is monkey-patched, one for each
+backend, which tells what becomes of each test as it goes. Here each is a test again.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
 import os
+import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 
 import pytest
 from conftest import HBA, TESTS, environment, make_role
-from contract.run import BACKENDS
+from contract.run import BACKENDS, modules
+from contract.stream import VARIABLE
 
 from psycogreen._check.postgres import postgres
 
-AT_ONCE = 4
+CONTRACT = TESTS / "contract"
+TIME_BOX = 120  # seconds for one test, in all its cases
 
 
-def run(backend):
-    """Run the contract suite in a process of its own, with a server of its own."""
-    with postgres(hba=HBA) as server:
-        make_role(server)
-        return subprocess.run(
-            [
-                sys.executable,
-                "-P",
-                "-W",
-                "error",
-                TESTS / "contract" / "run.py",
-                backend,
-            ],
-            env={
-                **os.environ,
-                **environment(server),
-                "PSYCOGREEN_TEST_BACKEND": backend,
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+def names(path):
+    """Return the names of a module's tests.
+
+    Its source is read: to import it here, before a monkey patch, is wrong.
+    """
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node.name
+
+
+CASES = [
+    pytest.param(
+        backend,
+        f"{path.name}::{name}",
+        id=f"{backend}-{path.stem.removeprefix('contract_')}-{name[5:]}",
+    )
+    for backend in BACKENDS
+    for path in modules(backend)
+    for name in names(path)
+]
 
 
 def is_able(backend):
-    """Return whether the hub by itself bears a second native thread, and a fork."""
+    """Return whether the hub supports a second native thread, and a fork."""
     release = tuple(map(int, version("eventlet").split(".")[:2]))
     return backend != "eventlet-asyncio" or release >= (0, 41)
 
 
+class Suite:
+    """Tests of the contract that run in a process of their own, under one backend."""
+
+    def __init__(self, process, stream, output):
+        """Read from *stream* what *process* tells; *output* is what it prints."""
+        self._process = process
+        self._stream = stream
+        self._output = output
+        self._left = defaultdict(int)
+        self._finished = defaultdict(list)
+        self._ended = False
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self):
+        with self._stream:
+            for line in self._stream:
+                with self._more:
+                    self._take(json.loads(line))
+                    self._more.notify_all()
+        with self._more:
+            self._ended = True
+            self._more.notify_all()
+
+    def _take(self, message):
+        """Take in a message: the cases there are, or what became of one."""
+        if not self._left:
+            for name in message:
+                self._left[name.partition("[")[0]] += 1
+        else:
+            name, outcome, text = message
+            test = name.partition("[")[0]
+            self._left[test] -= 1
+            self._finished[test].append((name, outcome, text))
+
+    def wait(self, test):
+        """Wait for a test's end; return what became of each of its cases.
+
+        The process is aborted if it takes too long: it then tells where it is.
+        """
+        with self._more:
+            if not self._more.wait_for(lambda: self._is_over(test), TIME_BOX):
+                self._process.send_signal(signal.SIGABRT)
+                self._more.wait_for(lambda: self._ended)
+            assert test in self._left, self._read_output()
+            assert not self._left[test], self._read_output()
+            return self._finished[test]
+
+    def _is_over(self, test):
+        return self._ended or (self._left and not self._left[test])
+
+    def _read_output(self):
+        self._process.wait()
+        self._output.seek(0)
+        return self._output.read()
+
+    def stop(self):
+        """End the process, whatever it still does."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+
+
+@contextmanager
+def run(backend: str, tests: list[str]) -> Iterator[Suite]:
+    """Run tests of the contract with a server of their own."""
+    command = [sys.executable, "-P", "-W", "error", "-X", "faulthandler"]
+    arguments = [
+        CONTRACT / "run.py",
+        backend,
+        *(f"{CONTRACT}/{each}" for each in tests),
+    ]
+    receiving, sending = os.pipe()
+    with postgres(hba=HBA) as server, tempfile.TemporaryFile("w+") as output:
+        make_role(server)
+        process = subprocess.Popen(
+            [*command, *arguments],
+            env={
+                **os.environ,
+                **environment(server),
+                "PSYCOGREEN_TEST_BACKEND": backend,
+                VARIABLE: str(sending),
+            },
+            pass_fds=[sending],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        os.close(sending)
+        suite = Suite(process, open(receiving), output)  # noqa: SIM115
+        try:
+            yield suite
+        finally:
+            suite.stop()
+
+
 @pytest.fixture(scope="module")
-def results(request):
-    """What comes of the suite under each callback that is asked for.
+def suite(request):
+    """Return the tests that this run has of a backend, in a process of their own.
 
-    Several run at once: what takes them long is waiting.
+    It ends when another backend's are asked for.
     """
-    items = [item for item in request.session.items if item.module is request.module]
-    wanted = filter(is_able, [item.callspec.params["backend"] for item in items])
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {backend: pool.submit(run, backend) for backend in wanted}
+    running = {}
+    wanted = defaultdict(list)
+    for item in request.session.items:
+        if item.module is request.module:
+            wanted[item.callspec.params["backend"]].append(item.callspec.params["test"])
+    with ExitStack() as stack:
+
+        def suite(backend):
+            if backend not in running:
+                stack.close()
+                running.clear()
+                tests = wanted[backend]
+                running[backend] = stack.enter_context(run(backend, tests))
+            return running[backend]
+
+        yield suite
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_contract(backend, results):
-    """The contract suite passes, in a process that is monkey-patched."""
+@pytest.mark.parametrize(("backend", "test"), CASES)
+def test_contract(suite, backend, test):
+    """The test passes in a process that is monkey-patched."""
     if not is_able(backend):
-        pytest.skip("eventlet's asyncio hub before 0.41 bears no thread and no fork")
-    result = results[backend].result()
-    print(result.stdout)
-    assert result.returncode == 0
+        pytest.skip("eventlet's asyncio hub before 0.41 supports no thread and no fork")
+    cases = suite(backend).wait(test)
+    failed = [f"{name}\n{text}" for name, outcome, text in cases if outcome == "failed"]
+    skipped = [text for _, outcome, text in cases if outcome == "skipped"]
+    if failed:
+        pytest.fail("\n\n".join(failed), pytrace=False)
+    if len(skipped) == len(cases):
+        pytest.skip(skipped[0].removeprefix("Skipped: "))

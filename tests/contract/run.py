@@ -2,6 +2,8 @@
 
 Usage: run.py BACKEND [pytest's arguments]
 
+Without tests among the arguments it is the whole suite.
+
 The monkey patch comes first, before pytest and psycopg2 are imported, as in an
 application.
 """
@@ -39,16 +41,25 @@ def patch(backend: str) -> None:
         eventlet.monkey_patch()
 
 
+def modules(backend: str) -> list[Path]:
+    """Return the modules of the suite that the backend is tested with."""
+    pattern = "contract_epoll.py" if backend in FEWER else "contract_*.py"
+    return sorted(Path(__file__).parent.glob(pattern))
+
+
 def main() -> None:
     """Monkey-patch, then hand over to pytest."""
     backend, *arguments = sys.argv[1:]
     patch(backend)
     import pytest
+    from stream import VARIABLE, Stream
 
-    here = Path(__file__).parent
-    pattern = "contract_epoll.py" if backend in FEWER else "contract_*.py"
-    suite = map(str, sorted(here.glob(pattern)))
-    sys.exit(pytest.main([*suite, "-p", "no:cacheprovider", *arguments]))
+    if not any("::" in argument for argument in arguments):
+        arguments += map(str, modules(backend))
+    plugins = []
+    if descriptor := os.environ.pop(VARIABLE, None):
+        plugins.append(Stream(open(int(descriptor), "w")))  # noqa: SIM115
+    sys.exit(pytest.main(["-p", "no:cacheprovider", *arguments], plugins))
 
 
 if __name__ == "__main__":
