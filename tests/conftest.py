@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import ssl
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import cache
 from pathlib import Path
 
+import cache
 import psycopg2
 import pytest
 import trustme
 import uwsgi_builds
-from environments import build_wheel, environment_with_gunicorn
 from servers import HttpServer, uwsgi
 
 from psycogreen._check.postgres import Server, postgres
@@ -46,6 +47,29 @@ def pytest_collection_modifyitems(
         config.stash[LEFT_OUT] = left_out
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+# Tests that share what takes long to prepare: they run in one process.
+TOGETHER = re.compile(
+    r"tests/("
+    r"test_contract\.py::test_contract\[\w+-\w+"
+    r"|test_same_answers\.py::test_same_answer\[gunicorn-\w+"
+    r"|(test_benchmarks|psycopg2suite/test_psycopg2)\.py"
+    r")"
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Give each process the next test, or the next of those that belong together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            together = TOGETHER.match(nodeid)
+            return together[0] if together else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_terminal_summary(
@@ -138,19 +162,16 @@ def python(server: Server) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def distributions(tmp_path_factory):
-    """The wheel, built from the sdist, and the sdist."""
-    folder = tmp_path_factory.mktemp("dist")
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        "--outdir",
-        str(folder),
-        str(TESTS.parent),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The wheel, built from the sdist, and the sdist; built once for a whole run."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which the workers share
+    folder /= "distributions"
+    with cache.locked():
+        if not folder.exists():
+            command = [sys.executable, "-m", "build", "--outdir", str(folder)]
+            cache.run([*command, str(ROOT)])
     [wheel] = folder.glob("*.whl")
     [sdist] = folder.glob("*.tar.gz")
     return wheel, sdist
@@ -180,19 +201,6 @@ def tls(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
-
-
-@pytest.fixture(scope="session")
-def python_with_gunicorn(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str | None], str]:
-    """Return the Python of an environment with that major version of gunicorn.
-
-    With ``None`` it is the one that runs the tests.
-    """
-    wheel = cache(lambda: build_wheel(tmp_path_factory.mktemp("wheel")))
-    made = cache(lambda version: environment_with_gunicorn(version, wheel()))
-    return lambda version: made(version) if version else sys.executable
 
 
 def environment(server: Server) -> dict[str, str]:
@@ -235,7 +243,7 @@ def serve_uwsgi(
     return serve
 
 
-@cache  # each is made, or brought up to date, once
+@functools.cache  # each is made, or brought up to date, once
 def _find_build(name: str) -> uwsgi_builds.Build:
     match name:
         case "pypi":

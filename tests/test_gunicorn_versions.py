@@ -11,7 +11,7 @@ from http.client import HTTPConnection, HTTPSConnection
 
 import pytest
 from conftest import TESTS
-from environments import EVENTLET_WORKER, VERSIONS
+from environments import EVENTLET_WORKER, VERSIONS, python_with_gunicorn
 from exchange import exchange, read_all
 from load import request, requests
 from processes import await_, memory, open_files, peak_memory, worker_pid
@@ -31,7 +31,7 @@ def version(request):
 
 
 @pytest.fixture
-def serve(version, python_with_gunicorn, dsn):
+def serve(version, dsn):
     """`servers.gunicorn` of that version, with the database in its environment."""
     python = python_with_gunicorn(version)
 
@@ -88,7 +88,7 @@ def test_tls(serve, certificate, tls):
 
 
 @pytest.mark.parametrize("version", ["25", "26", "27"], indirect=True)
-def test_http2(serve, version, certificate, python_with_gunicorn):
+def test_http2(serve, version, certificate):
     """Two concurrent HTTP/2 requests are answered, where gunicorn offers HTTP/2."""
     options = (*WORKER, *certificate, "--http-protocols=h2,h1")
     with serve("http_app:app", *options) as server:

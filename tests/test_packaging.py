@@ -7,28 +7,21 @@ import sys
 import tarfile
 import venv
 import zipfile
-from pathlib import Path
 
 import pytest
-from conftest import TESTS
+from conftest import ROOT
 
 import psycogreen
 
-ROOT = TESTS.parent
-
-
-def test_the_tests_test_the_installed_package():
-    """What is imported here is the package as installed, not the source tree."""
-    assert ROOT / "psycogreen" not in Path(psycogreen.__file__).parents
-    assert "site-packages" in psycogreen.__file__
+SOURCE = ROOT / "src"
 
 
 def test_wheel(distributions):
     """The wheel has every module, the marker for type checkers and the licence."""
     wheel, _ = distributions
     names = zipfile.ZipFile(wheel).namelist()
-    modules = [*(ROOT / "psycogreen").rglob("*.py"), ROOT / "_psycogreen_plugin.py"]
-    assert {str(path.relative_to(ROOT)) for path in modules} <= set(names)
+    modules = {str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py")}
+    assert {"psycogreen/gevent.py", "_psycogreen_plugin.py"} <= modules <= set(names)
     assert {"psycogreen/py.typed", "psycogreen/_uwsgi/_ugreen.pyi"} <= set(names)
     assert not any(name.endswith(".c") for name in names)
     assert any(name.endswith("/licenses/LICENSE") for name in names)

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from environments import EVENTLET_WORKER, VERSIONS
+from environments import EVENTLET_WORKER, VERSIONS, python_with_gunicorn
 from exchange import exchange, without_date
 from servers import gunicorn
 
@@ -152,7 +152,7 @@ EXCHANGES = {
     ],
     ids=lambda version: f"gunicorn-{version or 'installed'}",
 )
-def servers(request, python_with_gunicorn):
+def servers(request):
     """The same application under both workers, in the same gunicorn."""
     python = python_with_gunicorn(request.param)
     with (

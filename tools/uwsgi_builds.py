@@ -1,24 +1,33 @@
 """The uWSGIs that the tests and the demo run, each with an environment of its own.
 
 PyPI's is built for a Python on first use, with the greenlet engine, and kept in
-.cache; Debian's is taken as installed. Each environment has psycogreen in it,
-installed anew when its source has changed.
+.cache; Debian's is taken as installed.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-CACHE = ROOT / ".cache"
+import cache
+
 UWSGI = "2.0.31"
 OTHER_PYTHONS = [
     f"3.{minor}" for minor in range(11, 15) if (3, minor) != sys.version_info[:2]
+]
+
+# As the examples need it. The uwsgi of the extra is built apart, below.
+WHEELS = [
+    "gevent>=24.10.1",
+    "greenlet",
+    "psycopg2-binary",
+    "flask",
+    "sqlalchemy>=2",
+    "setuptools",
+    "tornado",
 ]
 
 DEBIAN = Path("/usr/bin/uwsgi-core")
@@ -94,59 +103,37 @@ def debian() -> Build:
             "tornado-python3} python3-venv"
         )
         raise Unavailable(msg)
-    environment = CACHE / "uwsgi-debian"
-    _make(environment, DEBIAN_PYTHON, [])
+    environment = cache.environment("uwsgi-debian", DEBIAN_PYTHON, WHEELS)
     return Build(DEBIAN, environment, is_debian=True)
 
 
 def built() -> Build | None:
     """Return PyPI's uWSGI for this Python if it has been built before."""
-    environment = _environment(Path(sys.executable))
-    if not (environment / "made").exists():
-        return None
-    return current()
+    return current() if cache.is_made(_name(Path(sys.executable))) else None
 
 
 def _from_pypi(python: Path) -> Build:
     if not shutil.which("cc"):
         msg = f"uWSGI {UWSGI} cannot be built: there is no C compiler (cc)"
         raise Unavailable(msg)
-    environment = _environment(python)
-    _make(environment, python, [f"uwsgi=={UWSGI}"])
+    environment = cache.environment(_name(python), python, WHEELS, _build)
     return Build(environment / "bin" / "uwsgi", environment)
 
 
-def _environment(python: Path) -> Path:
+def _name(python: Path) -> str:
     tag = _ask(python, "import sys; print(sys.implementation.cache_tag)")
-    return CACHE / f"uwsgi-{UWSGI}-{tag}"
+    return f"uwsgi-{UWSGI}-{tag}"
 
 
-def _make(environment: Path, python: Path, built: list[str]) -> None:
-    """Make the environment, or bring it up to date with psycogreen's source."""
-    made = environment / "made"
-    pip = [str(environment / "bin" / "pip"), "install", "--quiet"]
-    if not made.exists():
-        _run([str(python), "-m", "venv", "--clear", str(environment)])
-        # As the examples need it. The uwsgi of the extra is built apart, below.
-        wheels = ["gevent>=24.10.1", "greenlet", "psycopg2-binary", "flask"]
-        _run([*pip, *wheels, "sqlalchemy>=2", "setuptools", "tornado"])
-        headers = _ask(
-            environment / "bin" / "python",
-            "import sysconfig; print(sysconfig.get_path('purelib'))",
-        )
-        env = {"CFLAGS": f"-I{headers}", "UWSGI_EMBED_PLUGINS": "greenlet"}
-        for requirement in built:
-            options = ["--no-cache-dir", "--no-binary=uwsgi", requirement]
-            _run([*pip, *options], env)
-    if not made.exists() or made.stat().st_mtime < _newest_source():
-        _run([*pip, "--no-deps", "--force-reinstall", str(ROOT)])
-        made.touch()
-
-
-def _newest_source() -> float:
-    sources = [ROOT / "pyproject.toml", ROOT / "setup.py"]
-    sources += (ROOT / "psycogreen").rglob("*.[cp]*")
-    return max(path.stat().st_mtime for path in sources)
+def _build(environment: Path) -> None:
+    """Build uWSGI into the environment, with the greenlet engine."""
+    headers = _ask(
+        environment / "bin" / "python",
+        "import sysconfig; print(sysconfig.get_path('purelib'))",
+    )
+    env = {"CFLAGS": f"-I{headers}", "UWSGI_EMBED_PLUGINS": "greenlet"}
+    options = ["--no-cache-dir", "--no-binary=uwsgi", f"uwsgi=={UWSGI}"]
+    cache.install(environment, *options, env=env)
 
 
 def _find_python(version: str) -> Path:
@@ -173,20 +160,6 @@ def _ask(python: Path, code: str) -> str:
         [python, "-c", code], capture_output=True, text=True, check=False
     )
     return result.stdout.strip()
-
-
-def _run(command: list[str], env: dict[str, str] | None = None) -> None:
-    result = subprocess.run(
-        command,
-        env={**os.environ, **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        msg = f"{' '.join(command)} failed:\n{result.stdout}"
-        raise RuntimeError(msg)
 
 
 if __name__ == "__main__":

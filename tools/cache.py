@@ -1,0 +1,90 @@
+"""Virtual environments of other programs and versions, made once and kept in .cache/.
+
+Several processes may ask for the same one at the same time: one of them makes it while
+the others wait.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CACHE = ROOT / ".cache"
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """Hold the lock of .cache/ and of builds, which write into the source tree."""
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def environment(
+    name: str,
+    python: Path | str,
+    requirements: Sequence[str],
+    prepare: Callable[[Path], object] = lambda folder: None,
+) -> Path:
+    """Return the folder of an environment with *requirements* and with psycogreen.
+
+    It is made if there is none of that *name* with these requirements; *prepare* then
+    installs into the folder what pip alone does not. psycogreen is installed again when
+    its source has changed.
+    """
+    folder = CACHE / name
+    made, installed = folder / "made", folder / "psycogreen"
+    contents = "\n".join([_version(python), *requirements])
+    with locked():
+        if not made.exists() or made.read_text() != contents:
+            run([str(python), "-m", "venv", "--clear", str(folder)])
+            install(folder, *requirements)
+            prepare(folder)
+            made.write_text(contents)
+        if not installed.exists() or installed.stat().st_mtime < _newest_source():
+            install(folder, "--no-deps", "--force-reinstall", str(ROOT))
+            installed.touch()
+    return folder
+
+
+def is_made(name: str) -> bool:
+    """Return whether there is an environment of that name."""
+    return (CACHE / name / "made").exists()
+
+
+def install(folder: Path, *what: str, env: Mapping[str, str] | None = None) -> None:
+    """Call the environment's pip, with *env* added to this process's environment."""
+    python = str(folder / "bin" / "python")
+    run([python, "-m", "pip", "install", "--quiet", *what], env)
+
+
+def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+    """Run a command; raise `RuntimeError` with its output if it fails."""
+    result = subprocess.run(
+        command,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        msg = f"{' '.join(command)} failed:\n{result.stdout}"
+        raise RuntimeError(msg)
+
+
+def _version(python: Path | str) -> str:
+    command = [str(python), "-c", "import sys; print(sys.version)"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _newest_source() -> float:
+    sources = [ROOT / "pyproject.toml", ROOT / "setup.py"]
+    sources += (ROOT / "src").rglob("*.[cp]*")
+    return max(path.stat().st_mtime for path in sources)
