@@ -1,11 +1,13 @@
 """The eventlet worker: signals, heartbeat, and how it ends."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from environments import EVENTLET_WORKER
@@ -70,6 +72,74 @@ def test_stop_accepting(serve):
         client.settimeout(0.1)
         with pytest.raises(TimeoutError):  # the client it has is kept
             client.recv(1)
+
+
+KEPT = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@contextlib.contextmanager
+def kept_alive(server, wrap=lambda client: client):
+    """A connection that has carried one request and is kept for the next."""
+    with wrap(socket.create_connection(server.address, timeout=30)) as client:
+        client.sendall(KEPT)
+        answer = b""
+        while not answer.endswith(b"hello\n"):
+            answer += client.recv(1 << 16)
+        assert b"keep-alive" in answer
+        yield client
+
+
+LONG = ("--keep-alive=300", "--graceful-timeout=300")
+
+
+def test_stop_with_idle_clients(serve):
+    """Connections that are kept alive and carry no request end with the worker."""
+    with (
+        serve("http_app:app", *LONG) as server,
+        kept_alive(server) as one,
+        kept_alive(server) as other,
+    ):
+        assert server.stop() == 0
+        assert [one.recv(1), other.recv(1)] == [b"", b""]
+        assert not server.matches("Traceback|exited with code")
+
+
+def test_stop_with_idle_tls_clients(serve, certificate, tls):
+    """The same over TLS."""
+
+    def wrap(client):
+        return tls.wrap_socket(client, server_hostname="localhost")
+
+    with (
+        serve("http_app:app", *certificate, *LONG) as server,
+        kept_alive(server, wrap),
+    ):
+        assert server.stop() == 0
+        assert not server.matches("Traceback|exited with code")
+
+
+def test_stop_within_a_request(serve):
+    """A request of which a part has come is answered after all."""
+    with serve("gate_app:app", *LONG) as server, kept_alive(server) as client:
+        client.sendall(KEPT[:10])
+        await_(lambda: all_is_read(client))
+        server.popen.terminate()
+        await_(lambda: refused(server.address))
+        client.sendall(KEPT[10:])
+        assert read_all(client).startswith(b"HTTP/1.1 200 OK")
+        assert server.wait() == 0
+
+
+def all_is_read(client):
+    """Return whether the server, on this machine, has read what *client* has sent."""
+    mine, other = (f"{client.getsockname()[1]:04X}", f"{client.getpeername()[1]:04X}")
+    queues = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, queue, *_ = line.split()
+        queues[local[-4:], remote[-4:]] = queue.split(":")
+    unsent, _ = queues[mine, other]
+    _, unread = queues[other, mine]
+    return int(unsent, 16) == int(unread, 16) == 0
 
 
 def refused(address):

@@ -7,12 +7,15 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Protocol
 
-from eventlet import Timeout, hubs, sleep
+from eventlet import Timeout, hubs, patcher, sleep
 from eventlet.green.ssl import GreenSSLContext, GreenSSLSocket
 from eventlet.greenio import GreenSocket
 
 if TYPE_CHECKING:
     from gunicorn.sock import BaseSocket
+
+# The one that does not wait with the hub, and that the monkey patch removes.
+_select = patcher.original("select")
 
 # The most bytes that sendfile(2) is asked to send at once.
 _PIECE = 1 << 20
@@ -69,6 +72,13 @@ def accept(listener: GreenSocket) -> tuple[Client, Any]:
     # What still waits for a closed socket of the same number must not wake up.
     hubs.notify_opened(client.fileno())
     return Client(client), address
+
+
+def is_readable(client: GreenSocket) -> bool:
+    """Return whether *client* has sent something that is not read yet, or its end."""
+    poll = _select.poll()
+    poll.register(client, _select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def encrypt(

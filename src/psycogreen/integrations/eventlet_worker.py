@@ -23,14 +23,19 @@ from psycogreen._requirements import require
 require("eventlet")
 
 import eventlet
-from eventlet import hubs, patcher
+from eventlet import getcurrent, hubs, patcher
 from eventlet.support.greenlets import GreenletExit
 from eventlet.wsgi import WSGI_LOCAL
 from gunicorn.sock import ssl_context
 from gunicorn.workers.base_async import AsyncWorker
 
 from psycogreen.integrations._eventlet_green import monkey_patch
-from psycogreen.integrations._eventlet_socket import accept, encrypt, green_listener
+from psycogreen.integrations._eventlet_socket import (
+    accept,
+    encrypt,
+    green_listener,
+    is_readable,
+)
 from psycogreen.integrations._gunicorn import prepare_worker
 
 if TYPE_CHECKING:
@@ -65,6 +70,8 @@ class EventletWorker(AsyncWorker):
         super().__init__(*args, **kwargs)
         self._slots = eventlet.Semaphore(self.worker_connections)
         self._serving: set[GreenThread] = set()
+        self._idle: dict[GreenThread, Client] = {}
+        """Those that have answered a request and have received nothing since."""
         self._asked_for: deque[Callable[[], None]] = deque()
         self._tls: ssl.SSLContext | None = None
 
@@ -130,7 +137,14 @@ class EventletWorker(AsyncWorker):
     def _wait_for_clients(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while self._serving and time.monotonic() < deadline:
+            self._dismiss_idle()
             self._wait_for_signal(0.1)
+
+    def _dismiss_idle(self) -> None:
+        """Close the connections that are kept alive and carry no request."""
+        for greenthread, client in list(self._idle.items()):
+            if not is_readable(client):
+                greenthread.kill()
 
     def _accept(self, listener: GreenSocket) -> None:
         """Serve the clients of *listener*, each in a greenthread, until killed."""
@@ -161,6 +175,7 @@ class EventletWorker(AsyncWorker):
 
     def _served(self, greenthread: GreenThread) -> None:
         self._serving.discard(greenthread)
+        self._idle.pop(greenthread, None)
         self._slots.release()
 
     def handle(self, listener: GreenSocket, client: Client, addr: object) -> None:
@@ -176,7 +191,25 @@ class EventletWorker(AsyncWorker):
             except OSError as ex:
                 self.log.debug("TLS handshake with %s failed: %s", addr, ex)
                 return
-        super().handle(listener, client, addr)
+        client.recv = partial(self._receive, client.recv)
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            del client.recv  # which refers to the client itself
+
+    def _receive(self, recv: Callable[..., bytes], *args: int) -> bytes:
+        received = recv(*args)
+        self._idle.pop(getcurrent(), None)
+        return received
+
+    def handle_request(
+        self, listener_name: object, req: object, sock: Client, addr: object
+    ) -> object:
+        """Answer a request; from then on the connection is idle."""
+        self._idle.pop(getcurrent(), None)  # the request came together with the last
+        result = super().handle_request(listener_name, req, sock, addr)
+        self._idle[getcurrent()] = sock
+        return result
 
     def timeout_ctx(self) -> eventlet.Timeout:
         """Return the time limit of the wait for a request, which ends it silently."""
