@@ -118,10 +118,11 @@ def without_extension(tmp_path):
 def test_without_extension(serve_uwsgi, without_extension, kind):
     """Without the extension, or one for this Python, uGreen is left blocking."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    folder = without_extension / "_uwsgi"
     if kind == "other":
-        (without_extension / "_ugreen.cpython-39-x86_64-linux-gnu.so").touch()
+        (folder / "_ugreen.cpython-39-x86_64-linux-gnu.so").touch()
     elif kind == "broken":
-        (without_extension / f"_ugreen{suffix}").touch()
+        (folder / f"_ugreen{suffix}").touch()
     path = f"{without_extension.parent}:{ROOT / 'tests' / 'apps'}"
     with serve_uwsgi("pypi", "ugreen", "--master", APP, PYTHONPATH=path) as server:
         [line] = server.await_line(LEFT_ALONE)
@@ -132,6 +133,21 @@ def test_without_extension(serve_uwsgi, without_extension, kind):
         assert request(f"{server.url}/plain/x/0.1").body == "x"
         status = json.loads(request(f"{server.url}/status").body)
         assert (status["framework"], status["engine"]) == (None, "ugreen")
+
+
+@pytest.mark.parametrize(
+    "build", [*(["pypi"] if sys.version_info >= (3, 14) else []), "3.14", "3.15"]
+)
+def test_jit(serve_uwsgi, find_uwsgi, build):
+    """While CPython's JIT compiler is on, uGreen is left blocking."""
+    python = find_uwsgi(build).python
+    code = "import sys; print(sys._jit.is_available())"
+    if subprocess.check_output([python, "-c", code], text=True).strip() != "True":
+        pytest.skip("that Python has no JIT compiler")
+    with serve_uwsgi(build, "ugreen", "--master", APP, PYTHON_JIT="1") as server:
+        [line] = server.await_line(LEFT_ALONE)
+        assert "unset PYTHON_JIT" in line[3]
+        assert request(f"{server.url}/plain/x/0.1").body == "x"
 
 
 def test_extension_outside_uwsgi(python):

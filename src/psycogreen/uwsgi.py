@@ -143,6 +143,13 @@ def _greenlet() -> _Engine:
 
 
 def _ugreen() -> _Engine:
+    if engine.has_jit():
+        msg = (
+            "uGreen cannot be used while CPython's JIT compiler is on, which records "
+            "the instructions of all requests as one sequence: unset PYTHON_JIT; or "
+            "use --gevent N or --async N --greenlet"
+        )
+        raise RuntimeError(msg)
     try:
         from psycogreen._uwsgi import _ugreen
 

@@ -17,14 +17,29 @@
    need not find them: it frees what is referenced by garbage only, and a frame's
    references are counted (that is not so without the GIL, where some are not).
    For sys._current_frames() and faulthandler the request is not there.
+
+   What of the thread state stays where it is:
+
+   - datastack_cached_chunk (3.14, 3.15): a free chunk, which any request may take.
+   - base_frame (3.15): the lowest frame of the thread, in the thread state itself.
+     uWSGI starts each request on the current_frame that its own stack had, so
+     every request's frames end there.
+   - last_profiled_frame (3.15): a profiler in another process writes it and compares
+     it with the frames that it finds. The interpreter compares it with the frames
+     that it leaves, by address only. In another request it is not found, and the
+     profiler reads all frames.
+   - current_executor, and jit_exit (3.15): the JIT compiler's. Code that calls C that
+     calls Python finds them overwritten as well. Yet the compiler also records the
+     instructions that a thread runs one after the other, and two requests are not one
+     sequence of instructions: psycogreen.uwsgi refuses uGreen while it is on.
 */
 
 #include <Python.h>
 #include <pthread.h>
 #include <stdint.h>
 
-#if PY_VERSION_HEX < 0x030B0000 || PY_VERSION_HEX >= 0x030F0000
-#  error "what a thread state holds has been studied for CPython 3.11 to 3.14"
+#if PY_VERSION_HEX < 0x030B0000 || PY_VERSION_HEX >= 0x03100000
+#  error "what a thread state holds has been studied for CPython 3.11 to 3.15"
 #endif
 #ifdef Py_GIL_DISABLED
 #  error "frames must stay on a thread state where references are not counted"
@@ -359,7 +374,7 @@ enter_stack(PyObject *module, PyObject *Py_UNUSED(ignored))
     /* uGreen has inaccessible pages below and above each stack: each is a mapping
        of its own. */
     uintptr_t here = stack_pointer();
-    unsigned long low = 0, high = 0;
+    uintptr_t low = 0, high = 0;
     char line[512];
     FILE *maps = fopen("/proc/self/maps", "re");
 
@@ -372,7 +387,12 @@ enter_stack(PyObject *module, PyObject *Py_UNUSED(ignored))
             PyErr_SetString(PyExc_OSError, "the stack is not in /proc/self/maps");
             return NULL;
         }
-    } while (sscanf(line, "%lx-%lx", &low, &high) != 2 || here < low || here >= high);
+        /* "low-high ...". Not sscanf(): with newer headers the extension would need
+           the glibc of the machine it was compiled on. */
+        char *end;
+        low = PyOS_strtoul(line, &end, 16);
+        high = *end == '-' ? PyOS_strtoul(end + 1, NULL, 16) : 0;
+    } while (here < low || here >= high);
     fclose(maps);
     state_bounds(PyModule_GetState(module), PyThreadState_Get(), (Stack){low, high});
     Py_RETURN_NONE;

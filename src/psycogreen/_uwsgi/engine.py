@@ -66,6 +66,12 @@ def dangers() -> list[str]:
     return found
 
 
+def has_jit() -> bool:
+    """Return whether CPython compiles what it runs to machine code."""
+    jit = getattr(sys, "_jit", None)  # from Python 3.14 on
+    return bool(jit and jit.is_enabled())
+
+
 def _uwsgi() -> ModuleType | None:
     # uWSGI makes the module before it loads any application. What stands in for it
     # elsewhere, in an application's tests, need not have all that it has.
