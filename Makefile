@@ -5,7 +5,7 @@ BIN = .venv/bin
 SOURCES = pyproject.toml setup.py \
     $(shell find src -type f -not -name '*.pyc' -not -path '*.egg-info/*')
 
-.PHONY: demo uwsgi test test-matrix faults docs lint format build clean \
+.PHONY: demo uwsgi test test-matrix test-newest wheels faults docs lint format build clean \
     bench instructions check-instructions record-instructions
 
 demo: .venv/demo
@@ -22,6 +22,14 @@ test: .venv/test
 # With the oldest and the newest libraries, on each Python that is found.
 test-matrix: .venv/matrix
 	$(BIN)/nox
+
+# On Python 3.14 and 3.15, in a Debian sid folder: .cache/sid. Needs root, debootstrap.
+test-newest: .venv
+	$(BIN)/python tools/newest.py
+
+# What a release consists of, tried: dist/
+wheels: .venv/wheels
+	$(BIN)/python tools/wheels.py
 
 # Every fault, with psycogreen here and with 1.0.2: docs/faults-table.rst
 faults: .venv/test
@@ -64,7 +72,7 @@ build: .venv/test
 
 # An extra's stamp. The package itself is always built anew: pip takes an
 # installed one of the same version for up to date.
-.venv/bench .venv/demo .venv/docs .venv/matrix .venv/test: $(SOURCES) | .venv
+.venv/bench .venv/demo .venv/docs .venv/matrix .venv/test .venv/wheels: $(SOURCES) | .venv
 	$(BIN)/pip install --quiet '.[$(@F)]'
 	$(BIN)/pip install --quiet --no-deps --force-reinstall .
 	touch $@

@@ -5,13 +5,14 @@
 """
 
 import re
-import shutil
+import sys
 import tomllib
 from pathlib import Path
 
 import nox
 
-PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+sys.path.insert(0, "tools")
+import pythons
 
 # The modules whose outcome may depend on a library's version.
 TESTS = [
@@ -30,24 +31,22 @@ TESTS = [
 
 # The oldest that there is a wheel of, for each Python: psycopg2 is no dependency
 # that pyproject.toml could name.
-OLDEST_PSYCOPG2 = {"3.11": "2.9.5", "3.12": "2.9.9", "3.13": "2.9.10", "3.14": "2.9.11"}
+OLDEST_PSYCOPG2 = {
+    "3.11": "2.9.5",
+    "3.12": "2.9.9",
+    "3.13": "2.9.10",
+    "3.14": "2.9.11",
+    "3.15": "2.9.13",
+}
 
 # What does not run on a Python, declared minimum or not: the oldest that does.
 OLDEST_ON = {
     "3.13": {"eventlet": "0.38.0"},
     "3.14": {"eventlet": "0.38.0", "gevent": "25.9.1"},
+    "3.15": {"eventlet": "0.38.0", "gevent": "26.9.0"},
 }
 
 nox.options.error_on_missing_interpreters = False
-
-
-def find(version: str) -> str:
-    """Return the interpreter of that version: the path in pyenv's folder, if any.
-
-    pyenv's command of that name on the PATH works for selected versions only.
-    """
-    found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-    return str(found[-1]) if found else shutil.which(f"python{version}") or version
 
 
 def oldest(version: str) -> list[str]:
@@ -71,12 +70,13 @@ def tests(session: nox.Session, version: str, libraries: list[str]) -> None:
     session.run("pytest", *(session.posargs or TESTS))
 
 
-for version in PYTHONS:
+for version in pythons.VERSIONS:
+    interpreter = str(pythons.find(version) or version)
 
-    @nox.session(python=find(version), name=f"tests-{version}(oldest)")
+    @nox.session(python=interpreter, name=f"tests-{version}(oldest)")
     def _oldest(session: nox.Session, version: str = version) -> None:
         tests(session, version, oldest(version))
 
-    @nox.session(python=find(version), name=f"tests-{version}(newest)")
+    @nox.session(python=interpreter, name=f"tests-{version}(newest)")
     def _newest(session: nox.Session, version: str = version) -> None:
         tests(session, version, [])

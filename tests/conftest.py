@@ -18,6 +18,7 @@ import psycopg2
 import pytest
 import trustme
 import uwsgi_builds
+from commands import run
 from servers import HttpServer, uwsgi
 
 from psycogreen._check.postgres import Server, postgres
@@ -170,8 +171,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     folder /= "distributions"
     with cache.locked():
         if not folder.exists():
-            command = [sys.executable, "-m", "build", "--outdir", str(folder)]
-            cache.run([*command, str(ROOT)])
+            run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
     [wheel] = folder.glob("*.whl")
     [sdist] = folder.glob("*.tar.gz")
     return wheel, sdist

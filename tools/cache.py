@@ -7,11 +7,11 @@ the others wait.
 from __future__ import annotations
 
 import fcntl
-import os
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from commands import run
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache"
@@ -43,7 +43,7 @@ def environment(
     contents = "\n".join([_version(python), *requirements])
     with locked():
         if not made.exists() or made.read_text() != contents:
-            run([str(python), "-m", "venv", "--clear", str(folder)])
+            run(python, "-m", "venv", "--clear", folder)
             install(folder, *requirements)
             prepare(folder)
             made.write_text(contents)
@@ -61,30 +61,15 @@ def is_made(name: str) -> bool:
 def install(folder: Path, *what: str, env: Mapping[str, str] | None = None) -> None:
     """Call the environment's pip, with *env* added to this process's environment."""
     python = str(folder / "bin" / "python")
-    run([python, "-m", "pip", "install", "--quiet", *what], env)
-
-
-def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-    """Run a command; raise `RuntimeError` with its output if it fails."""
-    result = subprocess.run(
-        command,
-        env={**os.environ, **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        msg = f"{' '.join(command)} failed:\n{result.stdout}"
-        raise RuntimeError(msg)
+    run(python, "-m", "pip", "install", "--quiet", *what, **(env or {}))
 
 
 def _version(python: Path | str) -> str:
-    command = [str(python), "-c", "import sys; print(sys.version)"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return run(python, "-c", "import sys; print(sys.version)")
 
 
 def _newest_source() -> float:
     sources = [ROOT / "pyproject.toml", ROOT / "setup.py"]
-    sources += (ROOT / "src").rglob("*.[cp]*")
+    for suffix in ("py", "pyi", "c"):
+        sources += (ROOT / "src").rglob(f"*.{suffix}")
     return max(path.stat().st_mtime for path in sources)

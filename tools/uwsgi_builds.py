@@ -7,17 +7,16 @@ PyPI's is built for a Python on first use, with the greenlet engine, and kept in
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import cache
+import pythons
+from commands import run
 
 UWSGI = "2.0.31"
-OTHER_PYTHONS = [
-    f"3.{minor}" for minor in range(11, 15) if (3, minor) != sys.version_info[:2]
-]
+OTHER_PYTHONS = [each for each in pythons.VERSIONS if each != pythons.CURRENT]
 
 # As the examples need it. The uwsgi of the extra is built apart, below.
 WHEELS = [
@@ -88,7 +87,14 @@ def other(version: str) -> Build:
 
     Raise `Unavailable` if that Python is not found.
     """
-    return _from_pypi(_find_python(version))
+    found = pythons.find(version)
+    if not found:
+        msg = (
+            f"no Python {version} is found that uWSGI could be built for, on the PATH "
+            "or in ~/.pyenv/versions: docs/contributing.rst tells how to set one up"
+        )
+        raise Unavailable(msg)
+    return _from_pypi(found)
 
 
 def debian() -> Build:
@@ -121,45 +127,17 @@ def _from_pypi(python: Path) -> Build:
 
 
 def _name(python: Path) -> str:
-    tag = _ask(python, "import sys; print(sys.implementation.cache_tag)")
-    return f"uwsgi-{UWSGI}-{tag}"
+    tag = run(python, "-c", "import sys; print(sys.implementation.cache_tag)")
+    return f"uwsgi-{UWSGI}-{tag.strip()}"
 
 
 def _build(environment: Path) -> None:
     """Build uWSGI into the environment, with the greenlet engine."""
-    headers = _ask(
-        environment / "bin" / "python",
-        "import sysconfig; print(sysconfig.get_path('purelib'))",
-    )
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    headers = run(environment / "bin" / "python", "-c", code).strip()
     env = {"CFLAGS": f"-I{headers}", "UWSGI_EMBED_PLUGINS": "greenlet"}
     options = ["--no-cache-dir", "--no-binary=uwsgi", f"uwsgi=={UWSGI}"]
     cache.install(environment, *options, env=env)
-
-
-def _find_python(version: str) -> Path:
-    """Return the interpreter of that version, from the PATH or from pyenv."""
-    name = f"python{version}"
-    places = [shutil.which(name), *Path.home().glob(f".pyenv/versions/*/bin/{name}")]
-    check = (
-        "import ensurepip, sys, sysconfig, pathlib; "
-        "assert pathlib.Path(sysconfig.get_path('include'), 'Python.h').exists(); "
-        "print('{}.{}'.format(*sys.version_info))"
-    )
-    for place in filter(None, places):
-        if _ask(Path(place), check) == version:
-            return Path(place)
-    msg = (
-        f"no Python {version} is found that uWSGI could be built for, on the PATH or "
-        "in ~/.pyenv/versions: docs/contributing.rst tells how to set one up"
-    )
-    raise Unavailable(msg)
-
-
-def _ask(python: Path, code: str) -> str:
-    result = subprocess.run(
-        [python, "-c", code], capture_output=True, text=True, check=False
-    )
-    return result.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -59,7 +59,10 @@ def main() -> None:
     plugins = []
     if descriptor := os.environ.pop(VARIABLE, None):
         plugins.append(Stream(open(int(descriptor), "w")))  # noqa: SIM115
-    sys.exit(pytest.main(["-p", "no:cacheprovider", *arguments], plugins))
+    # gevent's subprocess forks beside gevent's native threads. Python up to 3.14 never
+    # raised its warning of that, even if warnings are errors; 3.15 does.
+    forks = ("-W", "ignore:This process (pid=:DeprecationWarning")
+    sys.exit(pytest.main(["-p", "no:cacheprovider", *forks, *arguments], plugins))
 
 
 if __name__ == "__main__":
