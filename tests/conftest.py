@@ -9,9 +9,10 @@ import ssl
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import cache
 import psycopg2
@@ -26,8 +27,13 @@ from psycogreen._check.postgres import Server, postgres
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 
-# Tests marked ``full`` that this run leaves out.
-LEFT_OUT = pytest.StashKey[list[pytest.Item]]()
+# The tests marked ``full`` that this run leaves out, by name.
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+# Set where everything that tests need is expected to be installed, as in CI: then a
+# test fails that is skipped because something is missing.
+EXPECT_ALL = "PSYCOGREEN_TEST_EXPECT_ALL"
+MISSING = re.compile(r"install|there is no |built without|could not import")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,9 +51,23 @@ def pytest_collection_modifyitems(
         return
     left_out = [item for item in items if item.get_closest_marker("full")]
     if left_out:
-        config.stash[LEFT_OUT] = left_out
+        config.stash[LEFT_OUT] = [item.nodeid for item in left_out]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[
+    None, pytest.TestReport, pytest.TestReport
+]:
+    """Turn a skip into a failure where what is missing is expected."""
+    report = yield
+    if report.skipped and EXPECT_ALL in os.environ:
+        reason = report.longrepr[-1]
+        if MISSING.search(reason):
+            report.outcome = "failed"
+            report.longrepr = f"expected here ({EXPECT_ALL}): {reason}"
+    return report
 
 
 # Tests that share what takes long to prepare: they run in one process.
@@ -73,6 +93,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     return Scheduling(config, log)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that sums up what this one has left out."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take in what a worker of pytest-xdist has left out: all leave out the same."""
+    if left_out := getattr(node, "workeroutput", {}).get("left_out"):
+        node.config.stash[LEFT_OUT] = left_out
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
@@ -80,7 +113,7 @@ def pytest_terminal_summary(
     left_out = config.stash.get(LEFT_OUT, [])
     if left_out:
         terminalreporter.section(f"{len(left_out)} left out; --full runs them")
-        names = Counter(item.nodeid.partition("[")[0] for item in left_out)
+        names = Counter(nodeid.partition("[")[0] for nodeid in left_out)
         for name, cases in names.items():
             terminalreporter.line(f"{name} ({cases})" if cases > 1 else name)
 

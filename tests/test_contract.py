@@ -30,14 +30,15 @@ CONTRACT = TESTS / "contract"
 TIME_BOX = 120  # seconds for one test, in all its cases
 
 
-def names(path):
-    """Return the names of a module's tests.
+def tests(path):
+    """Return the names of a module's tests, and whether each is marked ``full``.
 
     Its source is read: to import it here, before a monkey patch, is wrong.
     """
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            yield node.name
+            marks = map(ast.unparse, node.decorator_list)
+            yield node.name, "pytest.mark.full" in marks
 
 
 CASES = [
@@ -45,10 +46,11 @@ CASES = [
         backend,
         f"{path.name}::{name}",
         id=f"{backend}-{path.stem.removeprefix('contract_')}-{name[5:]}",
+        marks=[pytest.mark.full] if is_full else [],
     )
     for backend in BACKENDS
     for path in modules(backend)
-    for name in names(path)
+    for name, is_full in tests(path)
 ]
 
 
