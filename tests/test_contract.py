@@ -30,7 +30,7 @@ CONTRACT = TESTS / "contract"
 TIME_BOX = 120  # seconds for one test, in all its cases
 
 
-def tests(path):
+def listed(path):
     """Return the names of a module's tests, and whether each is marked ``full``.
 
     Its source is read: to import it here, before a monkey patch, is wrong.
@@ -50,7 +50,7 @@ CASES = [
     )
     for backend in BACKENDS
     for path in modules(backend)
-    for name, is_full in tests(path)
+    for name, is_full in listed(path)
 ]
 
 
