@@ -2,6 +2,5 @@
 
 `connecting` resolves host names off the loop and keeps ``connect_timeout``;
 `blocking` is the context manager in which psycopg2 blocks; `dsn` reads connection
-strings and hides their passwords. `replacing` replaces methods and attributes of
-psycopg2's C types, `members` reads and writes what they offer to read only. This room uses `psycogreen._wait`, never the reverse.
+strings and hides their passwords. This room uses `psycogreen._wait`, never the reverse.
 """

@@ -25,7 +25,7 @@ from psycogreen._wait.epoll import EpollSet, forget, unknown_state
 from psycogreen._wait.hub import IN_HUB, HubGone
 from psycogreen._wait.native import SocketWait
 from psycogreen._wait.stats import is_interruption, note_interruption, totals, under_way
-from psycogreen._wait.twin import Entry, make_wait, polls
+from psycogreen._wait.twin import Entry, make_wait
 
 WaitCallback = TypeVar("WaitCallback", bound=Callable[..., None])
 
@@ -151,7 +151,6 @@ def _wait_socket(
 ) -> None:
     """Wait with the framework's own wait: slower, but it can do anything."""
     under_way[conn] = since
-    poll = polls.get(id(conn), conn.poll)
     try:
         while state != POLL_OK:
             if state not in (POLL_READ, POLL_WRITE):
@@ -159,7 +158,7 @@ def _wait_socket(
             # Ask for the descriptor each time: while it connects, libpq may move on
             # to another socket (the next host, or plain text after refused SSL).
             wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=timeout)
-            state = poll()
+            state = conn.poll()
     finally:
         # Gone already if a fork has forgotten it.
         if under_way.pop(conn, None):

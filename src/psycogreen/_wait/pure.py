@@ -125,11 +125,6 @@ entries: dict[int, Entry] = {}
 """The entries of all sets by descriptor. One that is found by its number has to
 be asked whose it is: which connection's, and which thread's."""
 
-polls: dict[int, Callable[[], int]] = {}
-"""What is called in place of a connection's ``poll()``, by the connection's `id`: what
-follows the answer on the wire, as in a COPY, is part of the wait. To be set before the
-wait begins, and taken away after it."""
-
 
 def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
     """Return the callback: the loop that waits for queries.
@@ -145,8 +140,7 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
     def wait(  # noqa: C901
         conn: connection, timeout: float | None = None
     ) -> None:
-        poll = polls.get(id(conn), conn.poll) if polls else conn.poll
-        state = poll()
+        state = conn.poll()
         if state == POLL_OK:
             return
         entry = entries.get(conn.fileno())
@@ -188,7 +182,7 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
                     waiting = epoll_set.waiting = epoll_set.waiting - 1
                     if not waiting and epoll_set.held:
                         epoll_set.release()
-                state = poll()
+                state = conn.poll()
                 if state == POLL_OK:
                     return
         except BaseException as ex:
