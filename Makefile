@@ -5,7 +5,7 @@ BIN = .venv/bin
 SOURCES = pyproject.toml setup.py \
     $(shell find src -type f -not -name '*.pyc' -not -path '*.egg-info/*')
 
-.PHONY: demo uwsgi test test-matrix test-newest wheels faults docs lint format build clean \
+.PHONY: demo uwsgi test test-all test-matrix test-newest wheels faults docs lint format build clean \
     bench instructions check-instructions record-instructions
 
 demo: .venv/demo
@@ -18,6 +18,10 @@ uwsgi: .venv/demo
 # The tests import the package as it is installed, never this folder's.
 test: .venv/test
 	$(BIN)/pytest
+
+# Those that are marked `full` as well: other gunicorns, chaos, psycopg2's own tests.
+test-all: .venv/test
+	$(BIN)/pytest --full
 
 # With the oldest and the newest libraries, on each Python that is found.
 test-matrix: .venv/matrix
