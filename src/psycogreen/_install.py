@@ -112,10 +112,10 @@ def patch_psycopg(
     Raise `PatchConflict` if a callback of somebody else is installed, which
     *replace* takes over instead. (eventlet's own built-in callback counts as
     eventlet's, and a `functools.partial` of a callback as that callback: a
-    limit set with it stays in force.) Raise `ValueError` for an unknown framework or
-    a variable that is neither ``0`` nor ``1``, `ImportError` for one that is missing or too old, `RuntimeError`
-    if *framework* is ``None`` and cannot be found out, or is ``"uwsgi"`` and its
-    engine cannot be served.
+    limit set with it stays in force.) Raise `ImportError` for a framework that is
+    missing or too old, `ValueError` for an unknown one and for a variable that is
+    neither ``0`` nor ``1``, and `RuntimeError` if *framework* is ``None`` and cannot
+    be found out, or is ``"uwsgi"`` and its engine cannot be served.
     """
     if framework is None:
         framework = _detect()
