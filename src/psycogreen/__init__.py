@@ -21,7 +21,7 @@ from psycogreen._errors import PatchConflict, WaitTimeout
 from psycogreen._install import Status, patch_psycopg, status, unpatch_psycopg
 from psycogreen._interface.blocking import blocking
 
-__version__ = "2.0.0.dev0"
+__version__ = "2.0.0rc1"
 
 __all__ = [
     "CheckReport",
