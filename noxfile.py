@@ -80,3 +80,23 @@ for version in pythons.VERSIONS:
     @nox.session(python=interpreter, name=f"tests-{version}(newest)")
     def _newest(session: nox.Session, version: str = version) -> None:
         tests(session, version, [])
+
+
+# Django's long-term releases and the newest, each on a Python that it runs on.
+DJANGOS = {"4.2": "3.11", "5.2": "3.13", "6.0": "3.13"}
+DJANGO_TESTS = [
+    "tests/test_pool.py",
+    "tests/test_django.py",
+    "tests/test_django_load.py",
+]
+
+for release, version in DJANGOS.items():
+
+    @nox.session(
+        python=str(pythons.find(version) or version),
+        name=f"django-{release}",
+        tags=["django"],
+    )
+    def _django(session: nox.Session, release: str = release) -> None:
+        session.install(".[test]", f"django=={release}.*")
+        session.run("pytest", *(session.posargs or DJANGO_TESTS))

@@ -24,14 +24,15 @@ from picture import draw
 from rich.console import Console
 from rich.table import Table
 from scale import FULL, QUICK, Scale
-from serving import measure_requests, measure_sleepers
+from serving import measure_django, measure_requests, measure_sleepers
 from tables import rst, tables
 from ways import ROOT, fetch_others
 
 from psycogreen._check.postgres import postgres
 
 MEASURES = [
-    *(measure_queries, measure_rows, measure_large, measure_requests, measure_sleepers),
+    *(measure_queries, measure_rows, measure_large, measure_requests, measure_django),
+    measure_sleepers,
     # Last: it makes this process a nicer one.
     measure_instructions,
 ]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from urllib.parse import quote_plus
 
 import clients
+from django_ways import DJANGO_WAYS
 from figures import Figures
 from load import request
 from processes import cpu_time, memory, peak_memory, worker_pid
@@ -33,6 +34,8 @@ LOADS = [("select 1", 50), ("select pg_sleep(0.1)", 200)]
 GREEN = [way for way in WORKERS if way != "threads"]
 BATCHES = 2
 
+DJANGO_CLIENTS = 50
+
 
 def measure_requests(figures: Figures, scale: Scale, postgres: Server) -> None:
     """Load a worker with requests."""
@@ -47,6 +50,31 @@ def measure_requests(figures: Figures, scale: Scale, postgres: Server) -> None:
         figures.add("requests", case, way, load.rate)
         figures.add("p99", case, way, load.p99 * 1000)
         figures.add("request cpu", case, way, cpu / load.requests * 1e6)
+
+
+def measure_django(figures: Figures, scale: Scale, postgres: Server) -> None:
+    """Load a worker with requests to Django, whose view makes one query."""
+    runs = itertools.product(range(scale.serving_rounds), DJANGO_WAYS)
+    for _, way in track(list(runs), "Django"):
+        with _serve_django(way, postgres.dsn) as server:
+            clients.at_once(server, "/query", DJANGO_CLIENTS)  # opens the connections
+            before = cpu_time(worker_pid(server))
+            load = clients.load(server, "/query", DJANGO_CLIENTS, scale.seconds)
+            cpu = cpu_time(worker_pid(server)) - before
+        figures.add("django", "requests a second", way, load.rate)
+        figures.add("django", "CPU µs a request", way, cpu / load.requests * 1e6)
+
+
+@contextmanager
+def _serve_django(way: str, dsn: str) -> Iterator[HttpServer]:
+    folders = [ROOT / "benchmarks", *filter(None, [DJANGO_WAYS[way].folder])]
+    options = [
+        *("-k", "gevent", "-c", "python:psycogreen.integrations.gunicorn_conf"),
+        f"--pythonpath={','.join(map(str, folders))}",
+    ]
+    env = {"DJANGO_WAY": way, "DSN": dsn}
+    with gunicorn("django_app:app", *options, env=env) as server:
+        yield server
 
 
 def measure_sleepers(figures: Figures, scale: Scale, postgres: Server) -> None:

@@ -6,8 +6,12 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from django_ways import DJANGO_WAYS
 from figures import Figures
 from ways import WAYS
+
+# For human readers, in the order of the tables' rows.
+NAMES = {key: way.title for key, way in (*WAYS.items(), *DJANGO_WAYS.items())}
 
 # What the CPU time is divided by that of.
 COMPARED = [
@@ -26,6 +30,7 @@ TITLES = {
     "requests": "Requests a second, one worker",
     "request cpu": "CPU time of a request, µs",
     "p99": "99th percentile of the answer's time, ms",
+    "django": "Django, one gevent worker, 50 clients",
     "sleepers": "Requests that sleep, one worker",
 }
 
@@ -53,7 +58,7 @@ def tables(figures: Figures) -> Iterator[Table]:
 
 def _table(figures: Figures, measure: str, title: str) -> Table:
     cases = figures.samples[measure]
-    ways = [way for way in WAYS if any(way in found for found in cases.values())]
+    ways = [way for way in NAMES if any(way in found for found in cases.values())]
     rows = [
         [name(way), *(_cell(found.get(way)) for found in cases.values())]
         for way in ways
@@ -88,7 +93,7 @@ def ratio(figures: Figures, case: str, ours: str, theirs: str) -> float:
 
 def name(way: str) -> str:
     """Return the name of a way for human readers."""
-    return WAYS[way].title
+    return NAMES[way]
 
 
 def _cell(samples: list[float] | None) -> str:

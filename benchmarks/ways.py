@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 FORMER = ROOT / ".cache" / "psycogreen-1.0.2"
 PSYCOPG3 = ROOT / ".cache" / "psycopg-3"
 ASYNCPG = ROOT / ".cache" / "asyncpg"
+GEVENTPOOL = ROOT / ".cache" / "django-db-geventpool"
 
 Job = Callable[[], object]
 RunAll = Callable[[Sequence[Job]], object]
@@ -148,6 +149,7 @@ def fetch_others() -> None:
     _fetch(FORMER, "--no-deps", "psycogreen==1.0.2")
     _fetch(PSYCOPG3, "psycopg[binary]>=3.2")
     _fetch(ASYNCPG, "asyncpg", "uvloop")
+    _fetch(GEVENTPOOL, "--no-deps", "django-db-geventpool")
 
 
 def _fetch(folder: Path, *what: str) -> None:
@@ -159,6 +161,7 @@ def _fetch(folder: Path, *what: str) -> None:
 def fetched_versions() -> dict[str, str]:
     """Return the versions of the other drivers, as `fetch_others` installed them."""
     where = {"psycopg": PSYCOPG3, "asyncpg": ASYNCPG, "uvloop": ASYNCPG}
+    where["django-db-geventpool"] = GEVENTPOOL
     return {name: _version(name, folder) for name, folder in where.items()}
 
 

@@ -30,6 +30,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!psycogreen\.).*"),
     ("py:class", r"psycogreen\.uwsgi\.[PR]"),  # type variables
+    ("py:class", r"psycogreen\._.*"),  # private classes, in annotations
 ]
 
 # Pages that may be left out of a build, with the links to them.

@@ -23,6 +23,7 @@ CASES = {
     "requests": LOADS,
     "request cpu": LOADS,
     "p99": LOADS,
+    "django": {"requests a second", "CPU µs a request"},
     "sleepers": {
         "20 for 0.1 s each: seconds",
         "CPU µs a request",
@@ -45,6 +46,7 @@ IN_THIS_PROCESS = {
     "asyncpg",
 }
 SERVED = {"gevent", "gevent-1.0.2", "threads"}
+DJANGO = {"django-pool", "django-geventpool", "django-kept", "django-fresh"}
 SLEEPING = {"gevent", "gevent-1.0.2"}
 WAYS = {
     "cpu": IN_THIS_PROCESS,
@@ -54,6 +56,7 @@ WAYS = {
     "requests": SERVED,
     "request cpu": SERVED,
     "p99": SERVED,
+    "django": DJANGO,
     "sleepers": SLEEPING,
 }
 

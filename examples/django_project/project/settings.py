@@ -15,14 +15,13 @@ USE_TZ = True
 _dsn = parse_dsn(os.environ["DSN"])
 DATABASES = {
     "default": {
-        "ENGINE": "django.db.backends.postgresql",
+        "ENGINE": "psycogreen.integrations.django",
         "HOST": _dsn.get("host", ""),
         "PORT": _dsn.get("port", ""),
         "NAME": _dsn.get("dbname", "postgres"),
         "USER": _dsn.get("user", ""),
         "PASSWORD": _dsn.get("password", ""),
-        # Each request's greenlet has a connection of its own, which no other one
-        # can take over: close it at the end of the request.
-        "CONN_MAX_AGE": int(os.environ.get("CONN_MAX_AGE", "0")),
+        # A request borrows a connection, and waits for one if all are in use.
+        "OPTIONS": {"pool": {"max_size": int(os.environ.get("POOL_SIZE", "20"))}},
     }
 }

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Literal
 from prometheus_client import REGISTRY, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from psycogreen import Status, status
+from psycogreen import Status, pool, status
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
+
+    from psycogreen.pool import PoolStatus
 
 __all__ = ["register"]
 
@@ -72,6 +74,49 @@ _LONGEST_WAIT = _Figure(
 # Either turns on the multi-process mode; prometheus_client calls the second one old.
 _MULTIPROCESS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 
+
+@dataclass(frozen=True)
+class _PoolFigure:
+    """A figure of each pool, which has the pool's name as its label."""
+
+    name: str
+    help: str
+    of: Callable[[PoolStatus], float]
+    mode: Literal["livesum", "livemax"]
+
+
+_POOL_GAUGES = [
+    _PoolFigure(
+        "psycogreen_pool_size",
+        "Connections of the pool, those being opened or closed included.",
+        lambda pool: pool.size,
+        "livesum",
+    ),
+    _PoolFigure(
+        "psycogreen_pool_in_use",
+        "Connections of the pool that are not idle.",
+        lambda pool: pool.in_use,
+        "livesum",
+    ),
+    _PoolFigure(
+        "psycogreen_pool_waiting",
+        "How many wait for a connection of the pool.",
+        lambda pool: pool.waiting,
+        "livesum",
+    ),
+    _PoolFigure(
+        "psycogreen_pool_longest_wait_seconds",
+        "How long the first of them has waited.",
+        lambda pool: pool.longest_wait,
+        "livemax",
+    ),
+]
+_POOL_TIMED_OUT = (
+    "psycogreen_pool_timed_out",
+    "How many have waited in vain for a connection of the pool.",
+)
+
+
 _writing_pid: int | None = None
 
 
@@ -117,6 +162,19 @@ class _Collector:
             yield CounterMetricFamily(figure.name, figure.help, figure.of(now))
         for figure in _WAITING, _LONGEST_WAIT:
             yield GaugeMetricFamily(figure.name, figure.help, figure.of(now))
+        yield from self._collect_pools()
+
+    def _collect_pools(self) -> Iterator[Metric]:
+        pools = pool.status()
+        for figure in _POOL_GAUGES:
+            gauge = GaugeMetricFamily(figure.name, figure.help, labels=["pool"])
+            for each in pools:
+                gauge.add_metric([each.name], figure.of(each))
+            yield gauge
+        counter = CounterMetricFamily(*_POOL_TIMED_OUT, labels=["pool"])
+        for each in pools:
+            counter.add_metric([each.name], each.timed_out)
+        yield counter
 
 
 class _Writer:
@@ -134,6 +192,7 @@ class _Writer:
         }
         self._waiting = _gauge(_WAITING, "livesum")
         self._longest_wait = _gauge(_LONGEST_WAIT, "livemax")
+        self._pools = _PoolWriter()
 
     def run(self) -> None:
         global _writing_pid
@@ -150,6 +209,7 @@ class _Writer:
     def _write_or_log(self) -> None:
         try:
             self.write(status())
+            self._pools.write(pool.status())
         except Exception:
             if not self._failing:
                 logger.exception("psycogreen: cannot write the figures")
@@ -164,6 +224,40 @@ class _Writer:
             self._last[figure.name] = value
         self._waiting.set(_WAITING.of(now))
         self._longest_wait.set(_LONGEST_WAIT.of(now))
+
+
+class _PoolWriter:
+    """Writes the figures of this process's pools."""
+
+    def __init__(self) -> None:
+        self._gauges = [
+            (
+                figure,
+                Gauge(
+                    figure.name,
+                    figure.help,
+                    ["pool"],
+                    registry=None,
+                    multiprocess_mode=figure.mode,
+                ),
+            )
+            for figure in _POOL_GAUGES
+        ]
+        self._timed_out = Counter(*_POOL_TIMED_OUT, ["pool"], registry=None)
+        self._last: dict[str, int] = {}
+
+    def write(self, pools: list[PoolStatus]) -> None:
+        for name in self._last.keys() - {each.name for each in pools}:
+            for _, gauge in self._gauges:
+                gauge.labels(name).set(0)  # it was closed
+            self._last[name] = 0
+        for each in pools:
+            for figure, gauge in self._gauges:
+                gauge.labels(each.name).set(figure.of(each))
+            # Fewer than before: another pool has the name now.
+            more = each.timed_out - min(self._last.get(each.name, 0), each.timed_out)
+            self._timed_out.labels(each.name).inc(more)
+            self._last[each.name] = each.timed_out
 
 
 def _gauge(figure: _Figure, mode: Literal["livesum", "livemax"]) -> Gauge:

@@ -1,0 +1,60 @@
+"""The ways in which a request to Django comes to a connection."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from psycopg2.extensions import parse_dsn
+from ways import GEVENTPOOL
+
+# How many connections each pool may have.
+SIZE = 20
+
+
+@dataclass(frozen=True)
+class DjangoWay:
+    """A database backend, and its settings."""
+
+    title: str
+    engine: str
+    options: dict[str, Any] = field(default_factory=dict)
+    """What is in OPTIONS."""
+    max_age: int | None = 0
+    """What CONN_MAX_AGE is."""
+    folder: Path | None = None
+    """Where the backend was installed, if not where everything is."""
+
+    def database(self) -> dict[str, Any]:
+        """Return an entry of DATABASES, for the server that DSN names."""
+        dsn = parse_dsn(os.environ["DSN"])
+        names = {"HOST": "host", "PORT": "port", "NAME": "dbname", "USER": "user"}
+        return {
+            "ENGINE": self.engine,
+            "OPTIONS": self.options,
+            "CONN_MAX_AGE": self.max_age,
+            **{name: dsn[ours] for name, ours in names.items()},
+        }
+
+
+_DJANGO = "django.db.backends.postgresql"
+
+DJANGO_WAYS = {
+    "django-pool": DjangoWay(
+        f"psycogreen's pool of {SIZE}",
+        "psycogreen.integrations.django",
+        {"pool": {"max_size": SIZE}},
+    ),
+    "django-geventpool": DjangoWay(
+        f"django-db-geventpool, {SIZE}",
+        "django_db_geventpool.backends.postgresql_psycopg2",
+        {"MAX_CONNS": SIZE, "REUSE_CONNS": SIZE},
+        folder=GEVENTPOOL,
+    ),
+    "django-kept": DjangoWay(
+        "a connection kept by each greenlet", _DJANGO, max_age=None
+    ),
+    "django-fresh": DjangoWay("a new connection for each request", _DJANGO),
+}

@@ -1,0 +1,132 @@
+"""What a statement leaves behind in its session, for the next user of the connection.
+
+The server does not tell that, and to reset each connection on return costs a query.
+So the statements are looked at: those of a list leave nothing behind, any other may.
+A function that is called can do what it likes; only PostgreSQL's own are known here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any
+
+from psycopg2.extensions import connection, cursor
+from psycopg2.extensions import cursor as Cursor
+from psycopg2.sql import Composable
+
+# What ends with the statement or its transaction. Comments and brackets may come first.
+_HARMLESS = re.compile(
+    r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*"
+    r"(?:select|insert|update|delete|merge|with|values|table|explain|show|copy|fetch|move"
+    r"|close|savepoint|release|rollback|commit|lock|notify|set\s+(?:local|constraints)"
+    r"|declare)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+# What does not, where one of those statements contains it; and a second statement.
+_TRACES = re.compile(
+    r"set_config|advisory_lock|setseed|\bwith\s+hold\b|;\s*\S"
+    r"|\binto\s+(?:local\s+|global\s+)?temp",
+    re.IGNORECASE,
+)
+# Longer ones, of a bulk insert, would fill the cache.
+_LONGEST_CACHED = 4096
+
+
+def leaves_traces(statement: str) -> bool:
+    """Return whether *statement* may change its session beyond the transaction."""
+    if len(statement) > _LONGEST_CACHED:
+        return _look(statement)
+    return _look_cached(statement)
+
+
+def _look(statement: str) -> bool:
+    return not _HARMLESS.match(statement) or bool(_TRACES.search(statement))
+
+
+_look_cached = lru_cache(1024)(_look)
+
+
+class _WatchedCursor(cursor):
+    """Notes at its connection what its statements may leave behind."""
+
+    connection: WatchedConnection
+
+    def execute(self, query: Any, vars: Any = None) -> Any:  # noqa: ANN401
+        self.connection.note(query, self)
+        return super().execute(query, vars)
+
+    def executemany(self, query: Any, vars_list: Any) -> Any:  # noqa: ANN401
+        self.connection.note(query, self)
+        return super().executemany(query, vars_list)
+
+    def callproc(self, procname: Any, parameters: Any = None) -> Any:  # noqa: ANN401
+        self.connection.note(f"select {procname}", self)
+        return super().callproc(procname, parameters)
+
+    def close(self) -> None:
+        held = self.withhold and not self.closed
+        super().close()
+        if held:
+            self.connection.held -= 1
+
+
+class WatchedConnection(connection):
+    """Knows whether its session may be other than a new one's."""
+
+    traces = False
+    """Whether a statement may have left something behind."""
+
+    held = 0
+    """How many cursors ``with hold`` have been made and not closed."""
+
+    def cursor(
+        self,
+        name: str | bytes | None = None,
+        cursor_factory: Callable[..., Any] | None = None,
+        withhold: bool = False,
+        scrollable: bool | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Return a cursor as psycopg2 does, of a class that notes its statements."""
+        given: Any = self.cursor_factory if cursor_factory is None else cursor_factory
+        given = given or Cursor
+        if not isinstance(given, type):  # a function: nobody knows what it makes
+            self.traces = True
+            return super().cursor(name, given, withhold, scrollable)
+        made = super().cursor(name, _watched_cursor(given), withhold, scrollable)
+        if name is not None and withhold:
+            self.held += 1
+        return made
+
+    def note(self, query: Any, by: Cursor) -> None:  # noqa: ANN401
+        """Note what *query* may leave behind."""
+        if not self.traces:
+            self.traces = leaves_traces(_text(query, by))
+
+
+def _text(query: Any, by: Cursor) -> str:  # noqa: ANN401
+    if isinstance(query, str):
+        return query
+    if isinstance(query, Composable):
+        return query.as_string(by)
+    # A statement that psycopg2 will refuse counts as one that leaves traces.
+    return query.decode("latin-1") if isinstance(query, bytes) else ""
+
+
+@cache
+def watched(factory: Any) -> type[WatchedConnection]:  # noqa: ANN401
+    """Return *factory*, a class of connections, with the statements watched."""
+    if factory is None or factory is connection:
+        return WatchedConnection
+    if not isinstance(factory, type):
+        msg = f"connection_factory={factory!r}: it must be a class of connections"
+        raise TypeError(msg)
+    return type(factory.__name__, (WatchedConnection, factory), {})
+
+
+@cache
+def _watched_cursor(factory: type[cursor]) -> Any:  # noqa: ANN401
+    if factory is cursor:
+        return _WatchedCursor
+    return type(factory.__name__, (_WatchedCursor, factory), {})

@@ -1,0 +1,29 @@
+"""Django's PostgreSQL backend, on psycopg2, with a pool that green workers can use.
+
+In the settings::
+
+    DATABASES = {
+        "default": {
+            "ENGINE": "psycogreen.integrations.django",
+            "NAME": "app",
+            "OPTIONS": {"pool": {"max_size": 20}},
+        }
+    }
+
+The option has the names, meanings and defaults of Django's own for psycopg 3:
+``True``, or a dictionary with ``min_size``, ``max_size``, ``timeout``,
+``max_lifetime``, ``max_idle`` and ``max_waiting``. Without it the backend is Django's.
+
+It is psycopg2 that connects, also where psycopg 3 is installed, which Django would
+prefer. That has to be settled before Django chooses. Where
+``django.contrib.postgres`` is among the installed applications, which are imported
+before any backend, import this module in the settings. Raise
+`django.core.exceptions.ImproperlyConfigured` if Django has chosen psycopg 3.
+"""
+
+from psycogreen.integrations.django._driver import choose_psycopg2
+from psycogreen.integrations.django._registry import pool_status
+
+__all__ = ["pool_status"]
+
+choose_psycopg2()

@@ -1,0 +1,191 @@
+"""The backend: Django's own, whose connections come from a pool."""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
+from django.db.backends.postgresql import base as postgresql
+from django.db.backends.postgresql.psycopg_any import IsolationLevel
+
+from psycogreen.integrations.django import _registry
+from psycogreen.integrations.django._registry import AliasPool, Borrowed
+from psycogreen.integrations.django.creation import DatabaseCreation
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+    from psycogreen._pool.traces import WatchedConnection
+    from psycogreen.integrations.django._registry import Settings
+
+__all__ = ["DatabaseWrapper"]
+
+_OPTIONS = (
+    "min_size",
+    "max_size",
+    "timeout",
+    "max_lifetime",
+    "max_idle",
+    "max_waiting",
+)
+
+
+class DatabaseWrapper(postgresql.DatabaseWrapper):
+    """Django's connection, which borrows one from the pool while it is open."""
+
+    creation_class = DatabaseCreation
+
+    settings_dict: Settings
+    connection: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Begin without a connection."""
+        super().__init__(*args, **kwargs)
+        self._borrowed: Borrowed | None = None
+
+    @property
+    def pool(self) -> AliasPool | None:
+        """The pool of this alias, made on first use; ``None`` if none is asked for."""
+        options = self.settings_dict["OPTIONS"].get("pool")
+        if not options or self.alias == NO_DB_ALIAS:
+            return None
+        pool = _registry.find(self.alias)
+        if pool is None or not pool.is_for(self.settings_dict):
+            pool = _registry.add(_make_pool(self.alias, self.settings_dict, options))
+        return pool
+
+    def close_pool(self) -> None:
+        """Close the pool of this alias; the next connection makes another one.
+
+        What is borrowed from it is closed when it comes back.
+        """
+        _registry.close(self.alias)
+
+    def get_connection_params(self) -> Any:  # noqa: ANN401
+        """Return psycopg2's arguments, of which the pool is none."""
+        settings = self.settings_dict
+        self.settings_dict = _without_pool(settings)
+        try:
+            return super().get_connection_params()
+        finally:
+            self.settings_dict = settings
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Borrow a connection; open one if there is no pool."""
+        self._end_loan()  # if its connection was taken away, as Django's atomic() may
+        pool = self.pool
+        if pool is None:
+            return super().get_new_connection(conn_params)
+        # Another thread may use it where Django's tests share it, and outlive this one.
+        borrowed = pool.lend(to_this_thread=not self.allow_thread_sharing)
+        self._borrowed = borrowed
+        level = self.settings_dict["OPTIONS"].get("isolation_level")
+        self.isolation_level = IsolationLevel(level or IsolationLevel.READ_COMMITTED)
+        return borrowed.loan.conn
+
+    def _end_loan(self) -> None:
+        borrowed, self._borrowed = self._borrowed, None
+        if borrowed:
+            borrowed.give_back()
+
+    def init_connection_state(self) -> None:
+        """Set what Django wants of a session, which the pool has done for its own."""
+        if self._borrowed:
+            BaseDatabaseWrapper.init_connection_state(self)
+        else:
+            super().init_connection_state()
+
+    def ensure_timezone(self) -> Any:  # noqa: ANN401
+        """Set the time zone; the pool's other connections have the former one."""
+        self.close_pool()
+        return super().ensure_timezone()
+
+    def close_if_health_check_failed(self) -> None:
+        """Check the connection, unless it is the pool's, which has done so."""
+        if not self._borrowed:
+            super().close_if_health_check_failed()
+
+    def _close(self) -> None:
+        """Give the connection back; close it if it is not the pool's."""
+        connection = self.connection
+        if connection is None:
+            return
+        with self.wrap_database_errors:
+            if self._borrowed and self._borrowed.loan.conn is connection:
+                self.connection = None
+                self._end_loan()
+            else:
+                connection.close()
+
+
+def _make_pool(alias: str, settings: Settings, options: Any) -> AliasPool:  # noqa: ANN401
+    """Return a new pool, which opens nothing before it is used."""
+    options = _checked(alias, settings, options)
+    plain = _without_pool(settings)
+    try:
+        return AliasPool(
+            alias,
+            settings,
+            partial(_connect, alias, plain, options.get("timeout", 30.0)),
+            configure=partial(_configure, alias, plain),
+            connection_factory=settings["OPTIONS"].get("connection_factory"),
+            **options,
+        )
+    except (TypeError, ValueError) as ex:
+        msg = f"pool of database {alias!r}: {ex}"
+        raise ImproperlyConfigured(msg) from ex
+
+
+def _checked(alias: str, settings: Settings, options: Any) -> dict[str, Any]:  # noqa: ANN401
+    if options is True:
+        options = {}
+    if not isinstance(options, dict):
+        msg = (
+            f"pool of database {alias!r}: {options!r} is neither True nor a dictionary"
+        )
+        raise ImproperlyConfigured(msg)
+    if unknown := sorted(set(options) - set(_OPTIONS), key=str):
+        names = ", ".join(map(repr, _OPTIONS))
+        msg = f"pool of database {alias!r}: unknown option {unknown[0]!r}: there are {names}"
+        raise ImproperlyConfigured(msg)
+    if (age := settings.get("CONN_MAX_AGE", 0)) != 0:
+        msg = (
+            f"database {alias!r} has CONN_MAX_AGE={age!r} beside a pool, which keeps "
+            "connections by itself: remove CONN_MAX_AGE (the pool has max_lifetime)"
+        )
+        raise ImproperlyConfigured(msg)
+    return options
+
+
+def _without_pool(settings: Settings) -> Settings:
+    given = settings["OPTIONS"]
+    options = {name: value for name, value in given.items() if name != "pool"}
+    return {**settings, "OPTIONS": options}
+
+
+def _connect(
+    alias: str,
+    settings: Settings,
+    timeout: float,
+    *,
+    connection_factory: type[WatchedConnection],
+) -> Any:  # noqa: ANN401
+    """Open a connection as Django does; within *timeout* unless another is set."""
+    opener = postgresql.DatabaseWrapper(settings, alias)
+    params = opener.get_connection_params()
+    params["connection_factory"] = connection_factory
+    if "PGCONNECT_TIMEOUT" not in os.environ and "service" not in params:
+        params.setdefault("connect_timeout", math.ceil(timeout))
+    return opener.get_new_connection(params)
+
+
+def _configure(alias: str, settings: Settings, conn: connection) -> None:
+    """Bring a new session into the state that Django wants."""
+    opener = postgresql.DatabaseWrapper(settings, alias)
+    opener.connection = conn
+    opener.set_autocommit(True)
+    opener.init_connection_state()

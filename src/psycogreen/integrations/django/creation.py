@@ -1,0 +1,20 @@
+"""Databases for tests, which nobody may be connected to while they are made or gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.backends.postgresql.creation import DatabaseCreation as Creation
+
+
+class DatabaseCreation(Creation):
+    """Closes the pool first, which Django does by itself since 5.1."""
+
+    def _clone_test_db(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        self.connection.close()
+        self.connection.close_pool()
+        super()._clone_test_db(*args, **kwargs)
+
+    def _destroy_test_db(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        self.connection.close_pool()
+        super()._destroy_test_db(*args, **kwargs)

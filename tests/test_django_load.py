@@ -1,0 +1,212 @@
+"""Django's pool under load: the server restarts, requests are killed, or sleep."""
+
+import pytest
+from conftest import environment
+
+from psycogreen._check.postgres import find_programs, postgres
+
+pytest.importorskip("django")
+
+# Clients, connections allowed, requests to kill.
+SCALES = [
+    pytest.param((40, 5, 100), id="small"),
+    pytest.param((200, 20, 1000), id="full", marks=pytest.mark.full),
+]
+
+COMMON = """
+from gevent import monkey; monkey.patch_all()
+import psycogreen; psycogreen.patch_psycopg()
+import io, os, random, signal, subprocess, sys, time
+import gevent, psycopg2
+from psycopg2.extensions import parse_dsn
+from django.conf import settings
+CLIENTS, SIZE, KILLS = map(int, sys.argv[1:])
+dsn = parse_dsn(os.environ["DSN"])
+settings.configure(
+    ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="x",
+    # What fails is counted here.
+    LOGGING={"version": 1, "loggers": {"django": {"level": "CRITICAL"}}},
+    DATABASES={"default": {
+        "ENGINE": "psycogreen.integrations.django", "HOST": dsn["host"],
+        "PORT": dsn["port"], "NAME": "postgres", "USER": "postgres",
+        "OPTIONS": {
+            "application_name": "pooled",
+            "pool": {"min_size": 0, "max_size": SIZE,
+                     "timeout": float(os.environ.get("TIMEOUT", 30))},
+        },
+    }},
+)
+from django.core.wsgi import get_wsgi_application
+from django.db import connection, transaction
+from django.http import HttpResponse
+from django.urls import path
+from psycogreen.integrations.django import pool_status
+
+def view(request, milliseconds):
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("select 42, pg_sleep(%s)", [milliseconds / 1000])
+        return HttpResponse(str(cursor.fetchone()[0]))
+
+urlpatterns = [path("sleep/<int:milliseconds>", view)]
+app = get_wsgi_application()
+
+def request(milliseconds):
+    said = []
+    response = app(
+        {"REQUEST_METHOD": "GET", "PATH_INFO": f"/sleep/{milliseconds}",
+         "SERVER_NAME": "x", "SERVER_PORT": "80", "wsgi.url_scheme": "http",
+         "SERVER_PROTOCOL": "HTTP/1.1", "wsgi.input": io.BytesIO()},
+        lambda status, headers: said.append(status),
+    )
+    body = b"".join(response)
+    response.close()
+    assert body == b"42" or not said[0].startswith("200"), body
+    return said[0].startswith("200")
+
+def await_(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, pool_status()
+        time.sleep(0.01)
+
+def watch():
+    '''Note how many of the pool's connections the server has.'''
+    while True:
+        try:
+            conn = psycopg2.connect(os.environ["DSN"])
+            conn.autocommit = True
+            cursor = conn.cursor()
+            while True:
+                cursor.execute(
+                    "select count(*), count(*) filter (where state like 'idle in%')"
+                    " from pg_stat_activity where application_name = 'pooled'")
+                seen.append(cursor.fetchone())
+                time.sleep(0.005)
+        except psycopg2.Error:
+            time.sleep(0.01)
+
+seen = []
+watcher = gevent.spawn(watch)
+
+def check_rest():
+    '''Assert that all is as it should be once there is no load.'''
+    await_(lambda: (pool_status().in_use, pool_status().waiting) == (0, 0))
+    count = len(seen)
+    await_(lambda: len(seen) > count + 1)
+    assert seen[-1][1] == 0, seen[-1]
+    assert seen[-1][0] == pool_status().size, (seen[-1], pool_status())
+    assert max(number for number, _ in seen) <= SIZE, max(seen)
+    assert all(request(0) for _ in range(SIZE))
+"""
+
+RESTART = """
+good, bad, running = [], [], True
+def client():
+    while running:
+        (good if request(1) else bad).append(time.monotonic())
+        time.sleep(0.001)
+clients = [gevent.spawn(client) for _ in range(CLIENTS)]
+await_(lambda: len(good) > CLIENTS)
+os.kill(int(os.environ["POSTMASTER"]), signal.SIGQUIT)
+await_(lambda: len(bad) > CLIENTS)
+data = os.environ["DATA"]
+await_(lambda: not os.path.exists(f"{data}/postmaster.pid"))
+owner = os.stat(data)
+again = subprocess.Popen(
+    [os.environ["POSTGRES"], "-D", data, "-p", dsn["port"]], cwd=data,
+    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    **({"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+       if os.geteuid() == 0 else {}),
+)
+try:
+    def ready():
+        try:
+            psycopg2.connect(os.environ["DSN"]).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+    await_(ready)
+    started = time.monotonic()
+    await_(lambda: good[-1] > started)
+    print("first good answer after", good[-1] - started)
+    count = len(good)
+    await_(lambda: len(good) > count + CLIENTS)
+    running = False
+    gevent.joinall(clients, timeout=60, raise_error=True)
+    assert all(client.dead for client in clients)
+    check_rest()
+finally:
+    again.send_signal(signal.SIGQUIT)
+    again.wait()
+"""
+
+KILLED = """
+chosen = random.Random(2)
+left = [None] * KILLS
+def client():
+    while left:
+        left.pop()
+        asked = gevent.spawn(request, 3)
+        time.sleep(chosen.random() / 20)
+        asked.kill()
+gevent.joinall([gevent.spawn(client) for _ in range(CLIENTS)], raise_error=True)
+check_rest()
+"""
+
+EXHAUSTED = """
+answers = [gevent.spawn(request, 200) for _ in range(CLIENTS)]
+gevent.joinall(answers, timeout=60, raise_error=True)
+good = sum(answer.value for answer in answers)
+assert SIZE <= good < CLIENTS, good
+assert good + pool_status().timed_out == CLIENTS, (good, pool_status())
+check_rest()
+"""
+
+
+@pytest.fixture
+def own_server():
+    """A PostgreSQL server that may be stopped."""
+    with postgres() as server:
+        yield server
+
+
+def variables(server):
+    """Return what a process needs to stop and start the server."""
+    return {
+        **environment(server),
+        "POSTMASTER": str(server.pid),
+        "DATA": server.data_directory,
+        "POSTGRES": str(find_programs() / "postgres"),
+    }
+
+
+def arguments(scale):
+    """Return the scale as arguments of a program."""
+    return map(str, scale)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_server_restarts(python, own_server, tmp_path, scale):
+    """Requests succeed again as soon as the server does; none hangs."""
+    program = tmp_path / "restart.py"
+    program.write_text(COMMON + RESTART)
+    env = variables(own_server)
+    output = python(program, *arguments(scale), **env)
+    assert float(output.split()[-1]) < 5, output
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_killed(python, own_server, tmp_path, scale):
+    """Requests may be killed at any time: no place is lost, no connection too many."""
+    program = tmp_path / "killed.py"
+    program.write_text(COMMON + KILLED)
+    python(program, *arguments(scale), **variables(own_server))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_exhausted(python, own_server, tmp_path, scale):
+    """Requests that wait too long fail; the others are served."""
+    program = tmp_path / "exhausted.py"
+    program.write_text(COMMON + EXHAUSTED)
+    # At most every third of the clients finds a connection in that time.
+    python(program, *arguments(scale), TIMEOUT="0.3", **variables(own_server))

@@ -1,0 +1,439 @@
+"""The pool, without Django: who is served, what is reset, what the server sees."""
+
+import re
+import textwrap
+
+import pytest
+
+from psycogreen._pool.traces import leaves_traces
+from psycogreen.pool import Pool
+
+# In each a pool of two is used by threads, which are greenlets where it says so.
+START = {
+    "gevent": "from gevent import monkey; monkey.patch_all()\n"
+    "import psycogreen; psycogreen.patch_psycopg()",
+    "eventlet": "import eventlet; eventlet.monkey_patch()\n"
+    "import psycogreen; psycogreen.patch_psycopg()",
+    "native": "",
+}
+COMMON = """
+import os, threading, time
+from functools import partial
+import psycopg2
+from psycogreen.pool import *
+
+connect = partial(psycopg2.connect, os.environ["DSN"], application_name="pooled")
+
+def make(**options):
+    return Pool(connect, **{"min_size": 0, "max_size": 2, "name": "pooled", **options})
+
+def in_threads(function, arguments):
+    threads = [threading.Thread(target=function, args=(each,)) for each in arguments]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+
+def await_(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, pool.status()
+        time.sleep(0.01)
+
+def ask(sql, dsn=os.environ["DSN"]):
+    conn = psycopg2.connect(dsn)
+    with conn.cursor() as cursor:
+        cursor.execute(sql)
+        answer = cursor.fetchone()[0]
+    conn.close()
+    return answer
+
+def query(conn, sql):
+    with conn.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone() if cursor.description else None
+
+backends = "select count(*) from pg_stat_activity where application_name = 'pooled'"
+"""
+
+each_process = pytest.mark.parametrize("process", START)
+
+
+@pytest.fixture
+def run(python):
+    """Run code in a process of that kind, with a pool at hand."""
+
+    def run(process, code):
+        return python(START[process] + COMMON + textwrap.dedent(code))
+
+    return run
+
+
+@each_process
+def test_sharing(run, process):
+    """Many share a few connections, and each gets one; none is left in use."""
+    run(
+        process,
+        """
+        pool = make()
+        pids, most = set(), []
+        def work(n):
+            for _ in range(5):
+                with pool.connection() as conn:
+                    pids.add(query(conn, "select pg_backend_pid(), pg_sleep(0.001)")[0])
+                    most.append(pool.status().in_use)
+        in_threads(work, range(20))
+        assert len(pids) == 2 and max(most) == 2, (pids, most)
+        now = pool.status()
+        assert (now.size, now.in_use, now.waiting, now.timed_out) == (2, 0, 0, 0), now
+        pool.close()
+        await_(lambda: pool.status().size == 0)
+        assert ask(backends) == 0
+        """,
+    )
+
+
+@each_process
+def test_in_order(run, process):
+    """Those who wait are served in the order in which they came."""
+    run(
+        process,
+        """
+        pool = make(max_size=1)
+        loan = pool.get()
+        served = []
+        def work(n):
+            with pool.connection():
+                served.append(n)
+        threads = []
+        for n in range(10):
+            threads.append(threading.Thread(target=work, args=(n,)))
+            threads[-1].start()
+            await_(lambda: pool.status().waiting == n + 1)
+        assert pool.status().longest_wait > 0
+        pool.put(loan)
+        for thread in threads: thread.join()
+        assert served == list(range(10)), served
+        """,
+    )
+
+
+@each_process
+def test_timeout(run, process):
+    """One who waits too long is told how many connections are in use and wanted."""
+    run(
+        process,
+        """
+        pool = make(max_size=1, timeout=0.1, max_waiting=1)
+        loan = pool.get()
+        try:
+            pool.get()
+        except PoolTimeout as ex:
+            assert "1 of 1 are in use, 0 others wait" in str(ex), ex
+            assert "within 0.1 s" in str(ex), ex
+        else:
+            raise AssertionError
+        assert pool.status().timed_out == 1
+        waits = threading.Thread(target=lambda: pool.put(pool.get(60)))
+        waits.start()
+        await_(lambda: pool.status().waiting == 1)
+        try:
+            pool.get()
+        except TooManyRequests as ex:
+            assert "max_waiting" in str(ex), ex
+        else:
+            raise AssertionError
+        pool.put(loan)
+        waits.join()
+        assert pool.status().in_use == 0
+        """,
+    )
+
+
+@each_process
+def test_as_new(run, process):
+    """What a borrower has changed in the session is undone before the next one."""
+    run(
+        process,
+        """
+        from psycopg2.extensions import ISOLATION_LEVEL_SERIALIZABLE
+        pool = make(max_size=1, configure=lambda conn: configure(conn))
+        def configure(conn):
+            query(conn, "set statement_timeout to 1234")
+            conn.commit()
+        def fresh():
+            loan = pool.get()
+            conn = loan.conn
+            found = (
+                conn.get_transaction_status(), conn.autocommit, conn.isolation_level,
+                conn.readonly, conn.cursor_factory, conn.notices,
+                query(conn, "show statement_timeout"), query(conn, "show search_path"),
+                query(conn, "select count(*) from pg_locks where locktype = 'advisory'"),
+                query(conn, "select count(*) from pg_cursors"),
+                query(conn, "select to_regclass('left_behind')"),
+            )
+            pid = conn.get_backend_pid()
+            pool.put(loan)
+            return found, pid
+        new, pid = fresh()
+        assert new[6] == ("1234ms",), new
+        assert fresh() == (new, pid)
+        # Each with whether the connection can be kept.
+        uses = [
+            (lambda conn: query(conn, "select 1"), True),
+            (lambda conn: query(conn, "select 1 from nowhere"), True),
+            (lambda conn: query(conn, "set search_path to nowhere"), True),
+            (lambda conn: query(conn, "select 1; set search_path to nowhere; commit"),
+             True),
+            (lambda conn: query(conn, "select set_config('search_path', 'a', false)"),
+             True),
+            (lambda conn: query(conn, "select pg_advisory_lock(1)"), True),
+            (lambda conn: conn.cursor().callproc("pg_advisory_lock", (1,)), True),
+            (lambda conn: query(conn, "create temp table left_behind (a int)"), True),
+            (lambda conn: query(conn, "select 1 a into temp left_behind; commit"), True),
+            (lambda conn: setattr(conn, "autocommit", True), True),
+            (lambda conn: setattr(conn, "autocommit", True)
+             or query(conn, "set search_path to nowhere"), True),
+            (lambda conn: setattr(conn, "autocommit", True) or query(conn, "begin"), True),
+            (lambda conn: query(conn, "do $$ begin raise notice 'x'; end $$"), True),
+            (lambda conn: setattr(conn, "cursor_factory", psycopg2.extras.DictCursor),
+             True),
+            (lambda conn: setattr(conn, "isolation_level", ISOLATION_LEVEL_SERIALIZABLE),
+             False),
+            (lambda conn: setattr(conn, "readonly", True), False),
+            (lambda conn: setattr(conn, "autocommit", True)
+             or conn.cursor("held", withhold=True).execute("select 1"), False),
+        ]
+        import psycopg2.extras
+        for n, (use, kept) in enumerate(uses):
+            loan = pool.get()
+            try:
+                use(loan.conn)
+            except psycopg2.Error:
+                assert n == 1
+            pool.put(loan)
+            found, now = fresh()
+            assert found == new, (n, found, new)
+            assert (now == pid) == kept, n
+            pid = now
+        """,
+    )
+
+
+@each_process
+def test_dead_connections(run, process):
+    """A connection that the server has closed is not handed out."""
+    run(
+        process,
+        """
+        pool = make()
+        loans = [pool.get(), pool.get()]
+        pids = {loan.conn.get_backend_pid() for loan in loans}
+        for loan in loans: pool.put(loan)
+        for pid in pids:
+            ask(f"select pg_terminate_backend({pid}, 10000)")
+        for _ in range(3):
+            with pool.connection() as conn:
+                assert conn.get_backend_pid() not in pids
+                assert query(conn, "select 42") == (42,)
+        await_(lambda: pool.status().in_use == 0)
+        """,
+    )
+
+
+@each_process
+def test_cannot_connect(run, process):
+    """What goes wrong on opening is raised where a connection was asked for."""
+    run(
+        process,
+        """
+        def refuse(connection_factory):
+            raise psycopg2.OperationalError("refused")
+        pool = Pool(refuse, min_size=0, max_size=2)
+        errors = []
+        def work(n):
+            try:
+                pool.get(60)
+            except psycopg2.OperationalError as ex:
+                errors.append(str(ex))
+        in_threads(work, range(20))
+        assert errors == ["refused"] * 20, errors
+        assert pool.status().size == 0, pool.status()
+        """,
+    )
+
+
+@each_process
+def test_sizes_and_ages(run, process):
+    """It keeps *min_size* connections, and none that is too old or too long idle."""
+    run(
+        process,
+        """
+        pool = make(min_size=2, max_size=4, max_idle=0.3)
+        pool.put(pool.get())
+        await_(lambda: (pool.status().size, pool.status().in_use) == (2, 0))
+        loans = [pool.get() for _ in range(4)]
+        for loan in loans: pool.put(loan)
+        await_(lambda: pool.status().size == 2)
+        old = {session.conn.get_backend_pid() for session in pool._places.idle()}
+        ask("select count(pg_terminate_backend(pid)) from pg_stat_activity"
+            " where application_name = 'pooled'")
+        def replaced():
+            now = {session.conn.get_backend_pid() for session in pool._places.idle()}
+            return len(now) == 2 and not now & old
+        await_(replaced)
+        pool.close()
+        pool = make(max_lifetime=0.2)
+        loan = pool.get()
+        pid = loan.conn.get_backend_pid()
+        time.sleep(0.3)
+        pool.put(loan)
+        with pool.connection() as conn:
+            assert conn.get_backend_pid() != pid
+        """,
+    )
+
+
+@each_process
+def test_close(run, process):
+    """After the end those who wait are told, and what comes back is closed."""
+    run(
+        process,
+        """
+        pool = make(max_size=1)
+        assert [each.name for each in status()] == []
+        loan = pool.get()
+        assert [each.name for each in status()] == ["pooled"]
+        told = []
+        def work():
+            try:
+                pool.get(60)
+            except PoolClosed as ex:
+                told.append(str(ex))
+        waits = threading.Thread(target=work)
+        waits.start()
+        await_(lambda: pool.status().waiting == 1)
+        pool.close()
+        pool.close()
+        waits.join()
+        assert told == ["pool 'pooled' is closed"], told
+        assert status() == []
+        pool.put(loan)
+        pool.put(loan)
+        assert loan.conn.closed
+        await_(lambda: pool.status().size == 0)
+        """,
+    )
+
+
+@pytest.mark.parametrize("framework", ["gevent", "eventlet"])
+def test_killed(run, framework):
+    """A borrower may be killed at any time: his place comes back, and none too many."""
+    spawn = {
+        "gevent": "from gevent import spawn; kill = lambda thread: thread.kill()\n",
+        "eventlet": "from eventlet import spawn; kill = lambda thread: thread.kill()\n",
+    }
+    run(
+        framework,
+        spawn[framework]
+        + textwrap.dedent("""
+        import random
+        chosen = random.Random(1)
+        pool = make(max_size=3, timeout=60)
+        most = 0
+        def work():
+            while True:
+                with pool.connection() as conn:
+                    query(conn, "select pg_sleep(0.002)")
+        threads = [spawn(work) for _ in range(12)]
+        for n in range(200):
+            time.sleep(chosen.random() / 300)
+            victim = chosen.randrange(12)
+            kill(threads[victim])
+            threads[victim] = spawn(work)
+            if n % 10 == 0:
+                most = max(most, ask(backends))
+        for thread in threads: kill(thread)
+        await_(lambda: pool.status().in_use == 0)
+        assert pool.status().waiting == 0
+        assert most <= 3, most
+        loans = [pool.get() for _ in range(3)]
+        assert pool.status().in_use == 3
+        """),
+    )
+
+
+@each_process
+def test_fork(run, process):
+    """A child has no part in its parent's connections, and may make its own pool."""
+    run(
+        process,
+        """
+        import warnings
+        warnings.simplefilter("ignore")
+        pool = make()
+        used, idle = pool.get(), pool.get()
+        pool.put(idle)
+        if not (pid := os.fork()):
+            failed = 1
+            try:
+                assert pool.closed and status() == []
+                pool.put(used)
+                mine = make()
+                with mine.connection() as conn:
+                    assert query(conn, "select 42") == (42,)
+                failed = 0
+            finally:
+                os._exit(failed)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert query(used.conn, "select 42") == (42,)
+        assert not idle.conn.closed and query(idle.conn, "select 42") == (42,)
+        """,
+    )
+
+
+STATEMENTS = {
+    "select 1": False,
+    "SELECT * FROM t FOR UPDATE": False,
+    "(select 1) union (select 2);": False,
+    "/* a comment */ -- another\n  insert into t values (1)": False,
+    "with x as (select 1) delete from t": False,
+    "set local statement_timeout to 1": False,
+    "declare x cursor for select 1": False,
+    "set statement_timeout to 1": True,
+    "reset all": True,
+    "begin": True,
+    "listen x": True,
+    "create temp table t ()": True,
+    "select 1 into temp t": True,
+    "select set_config('a', 'b', false)": True,
+    "select pg_try_advisory_lock(1)": True,
+    "select pg_advisory_xact_lock(1)": False,
+    "select 1; set a to b": True,
+    "declare x cursor with hold for select 1": True,
+    "selection": True,
+    "": True,
+    "select 1" + " " * 5000: False,
+}
+
+
+@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda text: text[:40].strip())
+def test_traces(statement):
+    """A statement that may change its session is told from one that cannot."""
+    assert leaves_traces(statement) == STATEMENTS[statement]
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"min_size": -1}, "min_size=-1"),
+        ({"min_size": 5, "max_size": 4}, "max_size=4"),
+        ({"min_size": 0}, "max_size=0"),
+        ({"timeout": 0}, "timeout=0"),
+        ({"max_idle": -1}, "max_idle=-1"),
+        ({"max_lifetime": 0}, "max_lifetime=0"),
+        ({"max_waiting": -1}, "max_waiting=-1"),
+    ],
+)
+def test_wrong_options(options, wrong):
+    """An option that makes no sense is refused, and shown."""
+    with pytest.raises(ValueError, match=re.escape(wrong)):
+        Pool(lambda connection_factory: None, **options)
