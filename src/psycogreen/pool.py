@@ -1,4 +1,6 @@
-"""A pool of connections for green workers, and for any other::
+"""A pool of connections for green workers, and for any other.
+
+In the worker::
 
     from functools import partial
     import psycopg2
