@@ -2,6 +2,8 @@
 # python3 is older than 3.11: make PYTHON=python3.12 ...
 PYTHON = python3
 BIN = .venv/bin
+# More processes than processors: most of the time the tests wait.
+PARALLEL = -n 6
 SOURCES = pyproject.toml setup.py \
     $(shell find src -type f -not -name '*.pyc' -not -path '*.egg-info/*')
 
@@ -17,11 +19,11 @@ uwsgi: .venv/demo
 
 # The tests import the package as it is installed, never this folder's.
 test: .venv/test
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 # Those that are marked `full` as well: other gunicorns, chaos, psycopg2's own tests.
 test-all: .venv/test
-	$(BIN)/pytest --full
+	$(BIN)/pytest $(PARALLEL) --full
 
 # With the oldest and the newest libraries, on each Python that is found.
 test-matrix: .venv/matrix

@@ -62,12 +62,37 @@ def pytest_runtest_makereport() -> Generator[
 ]:
     """Turn a skip into a failure where what is missing is expected."""
     report = yield
-    if report.skipped and EXPECT_ALL in os.environ:
-        reason = report.longrepr[-1]
-        if MISSING.search(reason):
-            report.outcome = "failed"
-            report.longrepr = f"expected here ({EXPECT_ALL}): {reason}"
+    if EXPECT_ALL in os.environ:
+        reasons = [report.longrepr[-1]] if report.skipped else []
+        if report.when == "call":
+            reasons += skipped_cases(report).values()
+        for reason in reasons:
+            if MISSING.search(reason):
+                report.outcome = "failed"
+                report.longrepr = f"expected here ({EXPECT_ALL}): {reason}"
     return report
+
+
+# The property of a test that runs several cases itself: the names of those that were
+# skipped, with the reasons.
+SKIPPED_CASES = "skipped cases"
+
+# What pytest's summary calls such a test if the other cases passed.
+PARTIAL = "passed in part"
+
+
+def skipped_cases(report: pytest.TestReport) -> dict[str, str]:
+    """Return the skipped cases of a test that ran several itself, with the reasons."""
+    return dict(getattr(report, "user_properties", ())).get(SKIPPED_CASES, {})
+
+
+def pytest_report_teststatus(
+    report: pytest.CollectReport | pytest.TestReport,
+) -> tuple[str, str, str] | None:
+    """Count a test apart if some of its cases were skipped and the others passed."""
+    if report.when == "call" and report.passed and skipped_cases(report):
+        return PARTIAL, "p", "PASSED, some cases SKIPPED"
+    return None
 
 
 # Tests that share what takes long to prepare: they run in one process.
@@ -109,7 +134,13 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Name the tests that this run left out, with how many cases each has."""
+    """Name the skipped cases, and the tests that this run left out."""
+    if partial := terminalreporter.stats.get(PARTIAL, []):
+        terminalreporter.section("cases skipped in tests that passed")
+        for report in partial:
+            terminalreporter.line(report.nodeid)
+            for name, reason in skipped_cases(report).items():
+                terminalreporter.line(f"    {name.partition('::')[2]}: {reason}")
     left_out = config.stash.get(LEFT_OUT, [])
     if left_out:
         terminalreporter.section(f"{len(left_out)} left out; --full runs them")

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 
 import pytest
-from conftest import HBA, TESTS, environment, make_role
+from conftest import HBA, SKIPPED_CASES, TESTS, environment, make_role
 from contract.run import BACKENDS, modules
 from contract.stream import VARIABLE
 
@@ -68,7 +68,7 @@ class Suite:
         self._process = process
         self._stream = stream
         self._output = output
-        self._left = defaultdict(int)
+        self._left = Counter()
         self._finished = defaultdict(list)
         self._ended = False
         self._more = threading.Condition()
@@ -88,8 +88,7 @@ class Suite:
     def _take(self, message):
         """Take in a message: the cases there are, or what became of one."""
         if not self._left:
-            for name in message:
-                self._left[name.partition("[")[0]] += 1
+            self._left.update(name.partition("[")[0] for name in message)
         else:
             name, outcome, text = message
             test = name.partition("[")[0]
@@ -106,7 +105,7 @@ class Suite:
                 self._process.send_signal(signal.SIGABRT)
                 self._more.wait_for(lambda: self._ended)
             assert test in self._left, self._read_output()
-            assert not self._left[test], self._read_output()
+            assert self._left[test] == 0, self._read_output()
             return self._finished[test]
 
     def _is_over(self, test):
@@ -131,6 +130,7 @@ def run(backend: str, tests: list[str]) -> Iterator[Suite]:
     arguments = [
         CONTRACT / "run.py",
         backend,
+        "--full",  # which tests run was decided when they were collected here
         *(f"{CONTRACT}/{each}" for each in tests),
     ]
     receiving, sending = os.pipe()
@@ -181,14 +181,20 @@ def suite(request):
 
 
 @pytest.mark.parametrize(("backend", "test"), CASES)
-def test_contract(suite, backend, test):
+def test_contract(suite, backend, test, record_property):
     """The test passes in a process that is monkey-patched."""
     if not is_able(backend):
         pytest.skip("eventlet's asyncio hub before 0.41 supports no thread and no fork")
     cases = suite(backend).wait(test)
     failed = [f"{name}\n{text}" for name, outcome, text in cases if outcome == "failed"]
-    skipped = [text for _, outcome, text in cases if outcome == "skipped"]
+    skipped = {
+        name: text.removeprefix("Skipped: ")
+        for name, outcome, text in cases
+        if outcome == "skipped"
+    }
     if failed:
         pytest.fail("\n\n".join(failed), pytrace=False)
     if len(skipped) == len(cases):
-        pytest.skip(skipped[0].removeprefix("Skipped: "))
+        pytest.skip(next(iter(skipped.values())))
+    if skipped:
+        record_property(SKIPPED_CASES, skipped)

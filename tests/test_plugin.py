@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from load import request, requests
+from overlap import assert_at_once
 from servers import gunicorn
 
 STATUS = "import psycogreen; print(psycogreen.status().callback)"
@@ -87,8 +88,7 @@ def test_gunicorn(dsn, worker):
         requests(50, f"{server.url}/sleep/0.0")  # opens the connections
         results = requests(50, f"{server.url}/sleep/0.2")
         assert [result.error for result in results] == [None] * 50
-        # One after the other they take 10 s.
-        assert max(result.end for result in results) < 2.5
+        assert_at_once(results, one_by_one=10)
 
 
 def test_gunicorn_together_with_the_configuration(dsn):

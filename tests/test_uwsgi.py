@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from load import request, request_all, requests
+from overlap import assert_at_once
 from pages import code_blocks
 from servers import ROOT
 from uwsgi_builds import OTHER_PYTHONS, UWSGI
@@ -71,13 +72,10 @@ def test_concurrent_queries(serve_uwsgi, build, engine):
     """100 queries of 0.3 s are served together, by one worker."""
     with serve_uwsgi(build, engine, APP) as server:
         requests(100, f"{server.url}/plain/x/0.1")  # opens the connections
-        times = []
-        for _ in range(3):  # one after the other they take 30 s
+        for _ in range(3):
             results = requests(100, f"{server.url}/plain/x/0.3")
             assert [result.body for result in results] == ["x"] * 100
-            times.append(max(result.end for result in results))
-        print(times)
-        assert min(times) < 1.5
+            assert_at_once(results, one_by_one=30)
         assert_alive(server)
 
 
@@ -195,7 +193,7 @@ def test_streamed(serve_uwsgi, build, engine):
             assert [result.body for result in results] == [
                 str(token) * 3 for token in range(60)
             ]
-        assert max(result.end for result in results) < 6  # of 18
+        assert_at_once(results, one_by_one=18)
         assert_alive(server)
 
 
@@ -383,7 +381,7 @@ def test_examples(serve_uwsgi, examples, build, engine):
         requests(50, f"{server.url}/sleep/0.0")  # opens the connections
         results = requests(50, f"{server.url}/sleep/0.2")
         assert [result.error for result in results] == [None] * 50
-        assert max(result.end for result in results) < 2.5  # of 10
+        assert_at_once(results, one_by_one=10)
         assert not server.matches("psycogreen: warning")
         assert not re.search(r"\[strict-mode\] unknown|DANGER", server.output)
 
@@ -394,7 +392,7 @@ def test_explicit_example(serve_uwsgi, engine):
     with serve_uwsgi("pypi", engine, "--module=uwsgi_async_app") as server:
         results = requests(20, f"{server.url}/0.5")
         assert {result.body for result in results} == {"slept for 0.5 seconds\n"}
-        assert max(result.end for result in results) < 5  # of 10
+        assert_at_once(results, one_by_one=10)
 
 
 def test_docs_have_the_log_lines():
@@ -440,5 +438,4 @@ def test_code_of_the_page(serve_uwsgi, server, tmp_path):
     with serve_uwsgi("pypi", "ugreen", *options, **libpq) as uwsgi:
         results = requests(20, uwsgi.url)
         assert [result.body for result in results] == ["done"] * 20
-        # One after the other they take 20 s.
-        assert max(result.end for result in results) < 10
+        assert_at_once(results, one_by_one=20)

@@ -39,7 +39,10 @@ def dsn() -> str:
 
 @pytest.fixture
 def connect(dsn: str) -> Iterator[Callable[..., psycopg2.extensions.connection]]:
-    """`psycopg2.connect` to the server; closes what it has opened."""
+    """`psycopg2.connect` to the server; closes what it has opened.
+
+    Except what a test that failed has left waiting: close() would stop the process.
+    """
     opened = []
 
     def connect(**options: object) -> psycopg2.extensions.connection:
@@ -48,7 +51,8 @@ def connect(dsn: str) -> Iterator[Callable[..., psycopg2.extensions.connection]]
 
     yield connect
     for conn in opened:
-        conn.close()
+        if not conn.isexecuting():
+            conn.close()
 
 
 @pytest.fixture

@@ -292,7 +292,7 @@ def slow_resolver(green, monkeypatch):
 
     def getaddrinfo(host, *arguments, **keywords):
         asked.append(host)
-        native_sleep(0.3)
+        native_sleep(1)
         return original("127.0.0.1", *arguments, **keywords)
 
     monkeypatch.setattr(_socket, "getaddrinfo", getaddrinfo)
@@ -323,7 +323,7 @@ def test_resolving_does_not_stall(green, user, port, slow_resolver):
     with green.ticking(10) as ticker:
         conn = psycopg2.connect(host="db.example", port=port, **user)
     assert slow_resolver == ["db.example"]
-    assert ticker.longest_stall < 0.25
+    assert ticker.longest_stall < 0.9
     assert conn.info.host == "db.example"
     assert conn.info.dsn_parameters["hostaddr"] == "127.0.0.1"
     conn.close()

@@ -21,11 +21,11 @@ from psycogreen._wait import cancel, native
 
 @pytest.fixture
 def is_active(connect):
-    """Tell whether a backend still works on a query; wait a second for its end."""
+    """Tell whether a backend still works on a query; wait for its end, ten seconds."""
     cursor = connect().cursor()
     cursor.connection.autocommit = True
 
-    def is_active(pid, seconds=1.0):
+    def is_active(pid, seconds=10):
         deadline = time.monotonic() + seconds
         while True:
             cursor.execute("select state from pg_stat_activity where pid = %s", (pid,))
@@ -133,15 +133,18 @@ def test_errors_do_not_cancel(green, conn, monkeypatch):
     assert not cancelled
 
 
-def test_asynchronous_connection_is_left_alone(green, dsn, is_active):
+def test_asynchronous_connection_is_left_alone(green, dsn, connect, is_active):
     """An asynchronous connection is its application's: the query goes on."""
+    holder = connect().cursor()
+    holder.execute("select pg_advisory_lock(1)")
     conn = psycopg2.connect(dsn, async_=True)
     green.callback(conn)
     cursor = conn.cursor()
-    cursor.execute("select 1, pg_sleep(0.5)")
+    cursor.execute("select 1, pg_advisory_lock(1)")
     with pytest.raises(green.Timeout), green.Timeout(0.1):
         green.callback(conn)
     assert is_active(conn.info.backend_pid, 0)
+    holder.execute("select pg_advisory_unlock(1)")
     green.callback(conn)
     assert cursor.fetchone()[0] == 1
     conn.close()
@@ -212,20 +215,20 @@ def proxy(dsn):
 
 def test_silent_server(green, proxy, caplog, monkeypatch):
     """A server that takes no cancel request delays nobody for long, and no loop."""
-    monkeypatch.setattr(cancel, "CANCEL_WAIT", 0.3)
+    monkeypatch.setattr(cancel, "CANCEL_WAIT", 1)
     conn = psycopg2.connect(
         f"host=127.0.0.1 port={proxy.port} user=postgres dbname=postgres"
     )
     begin = time.monotonic()
     with green.ticking(20) as ticker:
         with pytest.raises(green.Timeout), green.Timeout(0.1):
-            conn.cursor().execute("select pg_sleep(3)")
+            conn.cursor().execute("select pg_sleep(60)")
         ended = time.monotonic() - begin
-    assert 0.4 <= ended < 2.5
-    assert ticker.longest_stall < 0.25
+    assert 1.1 <= ended < 30
+    assert ticker.longest_stall < 0.9
     [record] = caplog.records
     assert (record.name, record.levelname) == ("psycogreen", "WARNING")
-    assert "has not taken it within 0.3 s" in record.getMessage()
+    assert "has not taken it within 1 s" in record.getMessage()
     assert f"port {proxy.port}" in record.getMessage()
 
 
@@ -241,7 +244,7 @@ def test_failed_cancel_is_logged(green, conn, caplog, monkeypatch):
         pytest.raises(green.Timeout),
         green.Timeout(0.1),
     ):
-        conn.cursor().execute("select pg_sleep(0.5)")
+        conn.cursor().execute("select pg_sleep(60)")
     assert "no thread today" in caplog.text
 
 
@@ -252,12 +255,13 @@ def test_refused_cancel_is_logged(green, dsn, proxy, caplog):
     )
     proxy.refuse()
     with pytest.raises(green.Timeout), green.Timeout(0.1):
-        conn.cursor().execute("select pg_sleep(0.5)")
+        conn.cursor().execute("select pg_sleep(60)")
     assert "connect() failed" in caplog.text
 
 
-def test_interrupted_again(green, proxy):
+def test_interrupted_again(green, proxy, monkeypatch):
     """A second interruption, while the cancel is waited for, is not lost."""
+    monkeypatch.setattr(cancel, "CANCEL_WAIT", 30)
     conn = psycopg2.connect(
         f"host=127.0.0.1 port={proxy.port} user=postgres dbname=postgres"
     )
@@ -266,7 +270,7 @@ def test_interrupted_again(green, proxy):
     def query():
         try:
             with green.Timeout(0.1):
-                conn.cursor().execute("select pg_sleep(3)")
+                conn.cursor().execute("select pg_sleep(60)")
         except BaseException as ex:
             ended.append(type(ex).__name__)
             raise
@@ -277,7 +281,7 @@ def test_interrupted_again(green, proxy):
     begin = time.monotonic()
     green.kill(task)
     green.sleep(0.01)
-    assert time.monotonic() - begin < 0.6
+    assert time.monotonic() - begin < 15
     assert ended == ["GreenletExit"]
 
 
@@ -318,12 +322,18 @@ end()
 """
     command = [sys.executable, "-P", "-c", code]
     subprocess.run(command, check=False, timeout=60, stderr=subprocess.DEVNULL)
+    # The server has taken the requests by now, and acts on them in a moment.
     cursor = connect().cursor()
-    cursor.execute(
-        "select count(*) from pg_stat_activity"
-        " where application_name = 'ending' and state = 'active'"
-    )
-    assert cursor.fetchone() == (0,)
+    cursor.connection.autocommit = True
+    deadline = time.monotonic() + 10
+    active = 1
+    while active and time.monotonic() < deadline:
+        cursor.execute(
+            "select count(*) from pg_stat_activity"
+            " where application_name = 'ending' and state = 'active'"
+        )
+        [active] = cursor.fetchone()
+    assert not active
 
 
 def test_nothing_is_left(green, connect):

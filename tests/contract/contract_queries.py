@@ -41,6 +41,7 @@ def test_query(green, conn):
     assert cursor.fetchall() == [("hello", "")]
 
 
+@pytest.mark.full
 def test_long_query(green, conn):
     """The loop goes on all the while that a 10 second query runs."""
     with green.ticking(at_least=500) as ticker:

@@ -34,12 +34,12 @@ def test_timeout_is_an_operational_error(green, conn):
 def test_timeout_is_for_each_wait(green, conn):
     """A query may take longer than the limit if the server speaks meanwhile."""
     conn.autocommit = True
-    set_wait_callback(partial(green.callback, timeout=1))
+    set_wait_callback(partial(green.callback, timeout=2.5))
     conn.cursor().execute(
-        "do $$ begin for n in 1..8 loop raise notice '%', n;"
+        "do $$ begin for n in 1..14 loop raise notice '%', n;"
         " perform pg_sleep(0.2); end loop; end $$"
     )
-    assert len(conn.notices) == 8
+    assert len(conn.notices) == 14
 
 
 @pytest.mark.parametrize("timeout", [None, -1, -0.5])
@@ -50,14 +50,17 @@ def test_no_timeout(green, conn, timeout):
         conn.cursor().execute("select pg_sleep(0.1)")
 
 
-def test_timeout_of_an_asynchronous_connection(green, dsn):
+def test_timeout_of_an_asynchronous_connection(green, dsn, connect):
     """An explicit wait has the limit as well, and the wait can be taken up again."""
+    holder = connect().cursor()
+    holder.execute("select pg_advisory_lock(1)")
     conn = psycopg2.connect(dsn, async_=True)
     green.callback(conn, timeout=30)
     cursor = conn.cursor()
-    cursor.execute("select 1, pg_sleep(0.5)")
+    cursor.execute("select 1, pg_advisory_lock(1)")
     with pytest.raises(psycogreen.WaitTimeout):
         green.callback(conn, timeout=0.1)
+    holder.execute("select pg_advisory_unlock(1)")
     green.callback(conn)
     assert cursor.fetchone()[0] == 1
     conn.close()

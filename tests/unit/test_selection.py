@@ -1,6 +1,7 @@
 """Which tests run, and which skips are allowed: the options of tests/conftest.py."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -17,6 +18,12 @@ def test_short(): pass
 def test_long(n): pass
 
 def test_missing(): pytest.skip("it is not there: apt-get install it")
+
+def test_several_cases(record_property):
+    record_property("skipped cases", {"x.py::test_y[1]": "that hub has no threads"})
+
+def test_several_missing(record_property):
+    record_property("skipped cases", {"x.py::test_z[1]": "apt-get install it too"})
 
 def test_pointless(): pytest.skip("the hub cannot be forked")
 """
@@ -48,7 +55,8 @@ def test_full_tests_are_left_out(run, options):
     result = run(*options)
     assert "3 left out; --full runs them" in result.stdout
     assert "test_cases.py::test_long (3)" in result.stdout
-    assert "1 passed, 2 skipped" in result.stdout
+    ended = re.findall(r"(\d+) (passed in part|passed|skipped)", result.stdout)
+    assert ended == [("1", "passed"), ("2", "skipped"), ("2", "passed in part")]
 
 
 @pytest.mark.parametrize("options", [(), ("-n1",)], ids=["alone", "xdist"])
@@ -56,7 +64,7 @@ def test_full_tests_run(run, options):
     """With --full they do."""
     result = run("--full", *options)
     assert "left out" not in result.stdout
-    assert "4 passed, 2 skipped" in result.stdout
+    assert "4 passed, 2 skipped, 2 passed in part" in result.stdout
 
 
 def test_missing_is_a_failure_where_all_is_expected(run):
@@ -65,4 +73,26 @@ def test_missing_is_a_failure_where_all_is_expected(run):
     assert result.returncode == 1
     assert "FAILED test_cases.py::test_missing" in result.stdout
     assert "it is not there: apt-get install it" in result.stdout
-    assert "1 failed, 1 passed, 1 skipped" in result.stdout
+    assert "FAILED test_cases.py::test_several_missing" in result.stdout
+    assert "apt-get install it too" in result.stdout
+    assert re.search(
+        r"= 2 failed, 1 passed, 1 skipped,.* 1 passed in part", result.stdout
+    )
+    assert "error" not in result.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("-n1",)], ids=["alone", "xdist"])
+def test_skipped_cases_are_named(run, options):
+    """A test that passed without some of its cases names them, with the reasons."""
+    result = run(*options)
+    [section] = re.findall(
+        r"^=+ cases skipped in tests that passed =+\n(.*?)^=",
+        result.stdout,
+        re.DOTALL | re.MULTILINE,
+    )
+    assert section.splitlines() == [
+        "test_cases.py::test_several_cases",
+        "    test_y[1]: that hub has no threads",
+        "test_cases.py::test_several_missing",
+        "    test_z[1]: apt-get install it too",
+    ]
