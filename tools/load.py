@@ -37,7 +37,10 @@ def request(
         message = urllib.request.Request(url, method=method)
         with urllib.request.urlopen(message, timeout=timeout) as response:
             body = response.read().decode()
-    except (OSError, urllib.error.URLError) as ex:
+    except urllib.error.HTTPError as ex:
+        ex.close()
+        error = str(ex)
+    except OSError as ex:
         error = str(ex)
     return Request(start - origin, time.monotonic() - origin, body, error)
 

@@ -19,6 +19,8 @@ def test(version: str, arguments: list[str]) -> int:
     print(f"\n=== Python {version} in {debian.FOLDER}", flush=True)
     environment = f".venv-{version}"
     python = f"{environment}/bin/python"
+    # As if the environment were activated: tests also run python3 and pip by name.
+    path = f"{debian.PROJECT}/{environment}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     steps = (
         (f"python{version}", "-m", "venv", environment),
         (python, "-m", "pip", "install", "--quiet", ".[test]"),
@@ -34,7 +36,8 @@ def test(version: str, arguments: list[str]) -> int:
         ),
         (python, "-m", "pytest", *arguments),
     )
-    return next((status for step in steps if (status := debian.enter(*step))), 0)
+    runs = (debian.enter(*step, PATH=path) for step in steps)
+    return next((status for status in runs if status), 0)
 
 
 def main(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes  # noqa: F401 - libffi may open a file of its own then: not a leak
 import gc
 import json
 import os
