@@ -76,10 +76,11 @@ build: .venv/test
 .venv:
 	$(PYTHON) -m venv .venv
 
-# An extra's stamp. The package itself is always built anew: pip takes an
-# installed one of the same version for up to date.
+# The stamp of a dependency group, which pip knows from 25.1 on. The package itself is
+# always built again: pip considers an installed one of the same version up to date.
 .venv/bench .venv/demo .venv/docs .venv/matrix .venv/test .venv/wheels: $(SOURCES) | .venv
-	$(BIN)/pip install --quiet '.[$(@F)]'
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet . --group $(@F)
 	$(BIN)/pip install --quiet --no-deps --force-reinstall .
 	touch $@
 

@@ -64,9 +64,15 @@ def oldest(version: str) -> list[str]:
     return [f"{name}=={number}" for name, number in exact.items()]
 
 
+def install(session: nox.Session, *libraries: str) -> None:
+    """Install the package, what its tests need, and *libraries*."""
+    session.install("pip>=25.1")  # it knows dependency groups
+    session.install(".", "--group", "test", *libraries)
+
+
 def tests(session: nox.Session, version: str, libraries: list[str]) -> None:
-    """Install the package with its test requirements, and run the tests."""
-    session.install(".[test]", *libraries)
+    """Install the package with what its tests need, and run the tests."""
+    install(session, *libraries)
     session.run("pytest", *(session.posargs or TESTS))
 
 
@@ -98,5 +104,5 @@ for release, version in DJANGOS.items():
         tags=["django"],
     )
     def _django(session: nox.Session, release: str = release) -> None:
-        session.install(".[test]", f"django=={release}.*")
+        install(session, f"django=={release}.*")
         session.run("pytest", *(session.posargs or DJANGO_TESTS))

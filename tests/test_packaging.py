@@ -1,12 +1,14 @@
 """The distributions: what is in them, and that they install and work."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import venv
 import zipfile
+from email import message_from_bytes
 
 import pytest
 from conftest import ROOT
@@ -14,6 +16,8 @@ from conftest import ROOT
 import psycogreen
 
 SOURCE = ROOT / "src"
+
+FOLDERS = ("benchmarks", "demo", "docs", "examples", "src", "tests", "tools")
 
 
 def test_wheel(distributions):
@@ -33,18 +37,44 @@ def test_wheel(distributions):
 
 
 def test_sdist(distributions):
-    """The sdist has what the wheel is built from."""
+    """The sdist has what the wheel is built from, and all that the tests need."""
     _, sdist = distributions
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {
-        "README.rst",
-        "LICENSE",
-        "pyproject.toml",
-        "setup.py",
-        "src/psycogreen/py.typed",
-        "src/psycogreen/_uwsgi/_ugreen.c",
-    } <= names
+    expected = {
+        *("CHANGES.rst", "LICENSE", "Makefile", "README.rst"),
+        *("noxfile.py", "pyproject.toml", "setup.py"),
+    }
+    for folder in FOLDERS:
+        paths = (path for path in (ROOT / folder).rglob("*") if path.is_file())
+        expected |= {
+            str(path.relative_to(ROOT))
+            for path in paths
+            if path.suffix not in (".pyc", ".so") and ".egg-info" not in str(path)
+        }
+    assert expected <= names
+
+
+def test_metadata(distributions):
+    """The extras are for users; the links lead to places that exist outside the sdist."""
+    wheel, _ = distributions
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith("/METADATA")]
+        metadata = message_from_bytes(archive.read(name))
+    extras = ["celery", "eventlet", "gevent", "gunicorn", "metrics", "uwsgi"]
+    assert sorted(metadata.get_all("Provides-Extra")) == extras
+    assert {url.split(", ")[0] for url in metadata.get_all("Project-URL")} == {
+        "Changes",
+        "Documentation",
+        "Source",
+    }
+    readme = metadata.get_payload()
+    images = re.findall(r"image:: (\S+)", readme)
+    links = re.findall(r"<([^<>\s]+)>`_|^\.\. _.*: (\S+)$", readme, re.MULTILINE)
+    links = list(map("".join, links))
+    assert images
+    assert links
+    assert all(url.startswith("https://") for url in [*images, *links])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the extension is for Linux")

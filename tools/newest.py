@@ -19,21 +19,14 @@ def test(version: str, arguments: list[str]) -> int:
     print(f"\n=== Python {version} in {debian.FOLDER}", flush=True)
     environment = f".venv-{version}"
     python = f"{environment}/bin/python"
+    install = (python, "-m", "pip", "install", "--quiet")
     # As if the environment were activated: tests also run python3 and pip by name.
     path = f"{debian.PROJECT}/{environment}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     steps = (
         (f"python{version}", "-m", "venv", environment),
-        (python, "-m", "pip", "install", "--quiet", ".[test]"),
-        (
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--force-reinstall",
-            ".",
-        ),
+        (*install, "--upgrade", "pip>=25.1"),  # it knows dependency groups
+        (*install, ".", "--group", "test"),
+        (*install, "--no-deps", "--force-reinstall", "."),
         (python, "-m", "pytest", *arguments),
     )
     runs = (debian.enter(*step, PATH=path) for step in steps)
