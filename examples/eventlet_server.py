@@ -1,9 +1,6 @@
 """A server of one's own on eventlet.wsgi, which patches psycopg2 itself.
 
-Run it, and ask it::
-
-    python eventlet_server.py
-    curl http://127.0.0.1:8000/sleep/1
+DSN=dbname=postgres python eventlet_server.py
 """
 
 import eventlet
@@ -14,11 +11,9 @@ import psycogreen
 
 psycogreen.patch_psycopg()
 
-import os
-
 from eventlet import wsgi
 from flask_app import app
 
-sock = eventlet.listen(("127.0.0.1", int(os.environ.get("PORT", "8000"))))
+sock = eventlet.listen(("127.0.0.1", 0))
 print(f"Listening at: http://127.0.0.1:{sock.getsockname()[1]}", flush=True)
 wsgi.server(sock, app)

@@ -1,9 +1,6 @@
 """A server of one's own on gevent.pywsgi, which patches psycopg2 itself.
 
-Run it, and ask it::
-
-    python gevent_server.py
-    curl http://127.0.0.1:8000/sleep/1
+DSN=dbname=postgres python gevent_server.py
 """
 
 from gevent import monkey
@@ -14,12 +11,10 @@ import psycogreen
 
 psycogreen.patch_psycopg()
 
-import os
-
 from flask_app import app
 from gevent.pywsgi import WSGIServer
 
-server = WSGIServer(("127.0.0.1", int(os.environ.get("PORT", "8000"))), app)
+server = WSGIServer(("127.0.0.1", 0), app)
 server.start()
 print(f"Listening at: http://127.0.0.1:{server.server_port}", flush=True)
 server.serve_forever()

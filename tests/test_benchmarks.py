@@ -88,6 +88,7 @@ def quick(tmp_path_factory):
     return folder
 
 
+@pytest.mark.full
 def test_results(quick):
     """Everything is measured, for every way, and written with where that was."""
     results = json.loads((quick / "results.json").read_text())
@@ -104,6 +105,7 @@ def test_results(quick):
     assert all(figure > 0 for figure in chain(*samples["cpu"]["10"].values()))
 
 
+@pytest.mark.full
 def test_picture(quick):
     """There is a picture, and it names what it compares."""
     picture = (quick / "benchmarks.svg").read_text()

@@ -14,15 +14,24 @@ from pathlib import Path
 import pytest
 from load import request, request_all
 from servers import ROOT
-from test_uwsgi import APP, INSTALLED, LEFT_ALONE, SPAWNED, assert_alive
-from uwsgi_builds import OTHER_PYTHONS
+from test_uwsgi import (
+    APP,
+    INSTALLED,
+    LEFT_ALONE,
+    SPAWNED,
+    assert_alive,
+    other_pythons,
+)
 
 import psycogreen
 
 SMALL = ("--async=100", "--ugreen")  # without what psycogreen recommends
 WARNINGS = r"psycogreen: warning: (.*)"
 
-each_python = pytest.mark.parametrize("build", ["pypi", *OTHER_PYTHONS])
+# With which uGreen differs: the one that runs the tests may be among them.
+newest_pythons = ["pypi"] if sys.version_info >= (3, 14) else []
+
+each_python = pytest.mark.parametrize("build", ["pypi", *other_pythons])
 
 
 @each_python
@@ -37,7 +46,7 @@ def test_endless_recursion(serve_uwsgi, build, how):
 
 
 @pytest.mark.parametrize(
-    "build", [*(["pypi"] if sys.version_info >= (3, 14) else []), "3.14"]
+    "build", [*newest_pythons, pytest.param("3.14", marks=pytest.mark.full)]
 )
 def test_bounds_are_known(serve_uwsgi, build):
     """From Python 3.14 on small stacks are bounded too, if the application says so."""
@@ -136,7 +145,12 @@ def test_without_extension(serve_uwsgi, without_extension, kind):
 
 
 @pytest.mark.parametrize(
-    "build", [*(["pypi"] if sys.version_info >= (3, 14) else []), "3.14", "3.15"]
+    "build",
+    [
+        *newest_pythons,
+        pytest.param("3.14", marks=pytest.mark.full),
+        pytest.param("3.15", marks=pytest.mark.full),
+    ],
 )
 def test_jit(serve_uwsgi, find_uwsgi, build):
     """While CPython's JIT compiler is on, uGreen is left blocking."""

@@ -10,6 +10,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import load
 import pytest
 from load import request, request_all, requests
 from overlap import assert_at_once
@@ -31,6 +32,7 @@ ENGINES = ["gevent", "greenlet", "ugreen"]
 OWN_ENGINES = ["greenlet", "ugreen"]
 APP = "--module=uwsgi_app"
 
+other_pythons = [pytest.param(each, marks=pytest.mark.full) for each in OTHER_PYTHONS]
 each_build = pytest.mark.parametrize("build", ["pypi", "debian"])
 each_engine = pytest.mark.parametrize("engine", ENGINES)
 each_own_engine = pytest.mark.parametrize("engine", OWN_ENGINES)
@@ -42,28 +44,34 @@ def assert_alive(server):
     assert len(server.matches(INSTALLED)) == 1, server.output
 
 
-def stress(server, path, count=5000):
+@pytest.fixture
+def stress(request):
     """Make many requests that end in another order than they began.
 
-    Each has to answer with its own token, and memory has to stay as it is.
+    Each has to answer with its own token, and memory has to stay as it is. There are
+    5,000 of them in a full run, otherwise 1,200.
     """
-    urls = [
-        f"{server.url}/{path}/{token}/{random.uniform(0, 0.05):.3f}"
-        for token in range(count)
-    ]
-    warm_up = count // 5
-    results = request_all(urls[:warm_up], at_once=60)
-    before = int(request(f"{server.url}/memory").body)
-    results += request_all(urls[warm_up:], at_once=60)
-    after = int(request(f"{server.url}/memory").body)
-    wrong = [
-        (token, result.error, result.body)
-        for token, result in enumerate(results)
-        if result.body != str(token)
-    ]
-    assert not wrong, f"{len(wrong)} wrong, such as {wrong[0]}\n{server.output}"
-    assert after < before * 1.1
-    assert_alive(server)
+    count, warm_up = (5000, 1000) if request.config.option.full else (1200, 600)
+
+    def stress(server, path):
+        urls = [
+            f"{server.url}/{path}/{token}/{random.uniform(0, 0.05):.3f}"
+            for token in range(count)
+        ]
+        results = request_all(urls[:warm_up], at_once=60)
+        before = int(load.request(f"{server.url}/memory").body)
+        results += request_all(urls[warm_up:], at_once=60)
+        after = int(load.request(f"{server.url}/memory").body)
+        wrong = [
+            (token, result.error, result.body)
+            for token, result in enumerate(results)
+            if result.body != str(token)
+        ]
+        assert not wrong, f"{len(wrong)} wrong, such as {wrong[0]}\n{server.output}"
+        assert after < before * 1.1
+        assert_alive(server)
+
+    return stress
 
 
 @each_build
@@ -81,15 +89,15 @@ def test_concurrent_queries(serve_uwsgi, build, engine):
 
 @each_build
 @each_engine
-def test_stress(serve_uwsgi, build, engine):
-    """5,000 requests, 60 at once: each gets its own answer, the worker lives on."""
+def test_stress(serve_uwsgi, stress, build, engine):
+    """Each of many requests, 60 at once, gets its own answer; the worker lives on."""
     with serve_uwsgi(build, engine, "--master", APP) as server:
         stress(server, "plain")
 
 
-@pytest.mark.parametrize("build", OTHER_PYTHONS)
+@pytest.mark.parametrize("build", other_pythons)
 @each_engine
-def test_stress_on_other_pythons(serve_uwsgi, build, engine):
+def test_stress_on_other_pythons(serve_uwsgi, stress, build, engine):
     """The same on other versions of Python, where they are found."""
     with serve_uwsgi(build, engine, "--master", APP) as server:
         stress(server, "plain")
@@ -97,22 +105,22 @@ def test_stress_on_other_pythons(serve_uwsgi, build, engine):
 
 @each_build
 @each_own_engine
-def test_explicit_stress(serve_uwsgi, build, engine):
+def test_explicit_stress(serve_uwsgi, stress, build, engine):
     """psycopg2's own asynchronous connections, waited for in so many words."""
     with serve_uwsgi(build, engine, "--master", APP) as server:
-        stress(server, "explicit", count=2000)
+        stress(server, "explicit")
 
 
-@pytest.mark.parametrize("build", ["pypi", "debian", *OTHER_PYTHONS])
+@pytest.mark.parametrize("build", ["pypi", "debian", *other_pythons])
 @each_own_engine
-def test_mixed_stress(serve_uwsgi, build, engine):
+def test_mixed_stress(serve_uwsgi, stress, build, engine):
     """Requests in all states that a switch has to keep apart.
 
     In except blocks, in generators, in deep recursion, in destructors, with
     context variables, with queries that fail; see MIX in the application.
     """
     with serve_uwsgi(build, engine, "--master", APP) as server:
-        stress(server, "mixed", count=3000)
+        stress(server, "mixed")
 
 
 @each_own_engine
@@ -145,7 +153,7 @@ def test_collect_while_suspended(serve_uwsgi, build, engine, options):
         assert_alive(server)
 
 
-@pytest.mark.parametrize("build", ["pypi", *OTHER_PYTHONS])
+@pytest.mark.parametrize("build", ["pypi", *other_pythons])
 @each_own_engine
 def test_query_amid_a_wait(serve_uwsgi, build, engine):
     """A query in a signal handler, or in a destructor, amid another one's wait."""
@@ -384,7 +392,6 @@ def test_examples(serve_uwsgi, examples, build, engine):
         assert_at_once(results, one_by_one=10)
         assert not server.matches("psycogreen: warning")
         assert not re.search(r"\[strict-mode\] unknown|DANGER", server.output)
-        server.stop()  # with SIGTERM, as systemd and docker do
 
 
 @each_own_engine

@@ -14,7 +14,7 @@ from psycogreen._wait.epoll import EpollSet
 from psycogreen._wait.twin import Entry, entries
 
 GREENLETS = 50
-WAITS = 1_000_000
+WAITS = 200_000
 
 
 class Answered:
@@ -71,7 +71,7 @@ def leaked(work):
 
 
 def test_answers(green):
-    """Not after a million of answered waits."""
+    """Many waits that are answered leave no object behind."""
 
     def wait_often(conn, times):
         for _ in range(times):
@@ -94,7 +94,7 @@ def test_answers(green):
 
 
 def test_errors(green):
-    """Nor after errors, which poll() raises."""
+    """Waits that end with an error of poll() leave no object behind."""
 
     def work():
         conn = Broken()
@@ -108,7 +108,7 @@ def test_errors(green):
 
 
 def test_refusals(green, connect):
-    """Nor after waits that were refused, since another greenlet waits already."""
+    """Waits that are refused, since another greenlet waits already, leave no object behind."""
     conn = connect()
     task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
     green.sleep(0.1)
@@ -125,7 +125,7 @@ def test_refusals(green, connect):
 
 
 def test_kills(green):
-    """Nor after waits whose greenlets were killed."""
+    """Waits whose greenlets are killed leave no object behind."""
     psycogreen.unpatch_psycopg()
     psycogreen.patch_psycopg(cancel_interrupted=False)
     conn = Answered()

@@ -1,9 +1,6 @@
 """The application that a server runs.
 
-Run it, and ask it for a query of 300 ms::
-
-    gunicorn -k gevent -c python:psycogreen.integrations.gunicorn_conf project.wsgi
-    curl http://127.0.0.1:8000/sleep/300
+gunicorn -k gevent -c python:psycogreen.integrations.gunicorn_conf project.wsgi
 """
 
 import os
