@@ -6,13 +6,11 @@ Importing this module imports eventlet and patches nothing.
 from __future__ import annotations
 
 import _socket
+import contextlib
 import functools
 import socket
-import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-import psycopg2
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from psycogreen import _install
 from psycogreen._requirements import require
@@ -22,12 +20,12 @@ require("eventlet")
 
 from eventlet import hubs, patcher
 from eventlet.greenthread import GreenThread
-from greenlet import getcurrent
+from greenlet import GreenletExit, getcurrent
 
-from psycogreen._errors import wait_timeout
+from psycogreen._errors import WaitTimeout, wait_timeout
 from psycogreen._wait.callback import Framework, wait_callback
 from psycogreen._wait.epoll import EpollSet
-from psycogreen._wait.hub import IN_HUB, HubGone
+from psycogreen._wait.hub import HubGone, InHub, wait_in_hub
 from psycogreen._wait.offload import in_thread
 
 if TYPE_CHECKING:
@@ -72,68 +70,92 @@ class _Hub:
         # Its greenlets have the hub for a parent, which hub.switch() would see to.
         usual = type(hub).switch is hubs.hub.BaseHub.switch
         self.plain = GreenThread if usual else type(None)
-        self.switch = hub.switch
         self._listener: Any = None
 
-    def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        def collect(fd: int) -> None:
-            # The hub would take a listener that raises for broken, and drop it.
-            try:
-                callback()
-            except self._hub.SYSTEM_EXCEPTIONS:
-                raise
-            except BaseException:  # noqa: BLE001
-                traceback.print_exc()
+    def watch(self, fd: int, callback: Callable[..., None]) -> None:
+        former = self._listener
+        self._listener = self._hub.add(self._hub.READ, fd, callback, callback, None)
+        if former:
+            self._remove(former)
 
-        if self._listener:
-            self._hub.remove(self._listener)
-        self._listener = self._hub.add(self._hub.READ, fd, collect, collect, None)
+    def unwatch(self) -> None:
+        self._remove(self._listener)
+
+    def _remove(self, listener: Any) -> None:  # noqa: ANN401
+        # Unless eventlet has dropped it, as it does with all of a hub's at times.
+        with contextlib.suppress(KeyError, ValueError):
+            self._hub.remove(listener)
 
     def hold(self) -> None:
         # Nothing to hold: eventlet's loop goes on until the process ends.
-        if getattr(hubs._threadlocal, "hub", None) is not self._hub:
+        if _existing_hub() is not self._hub:
             raise HubGone
 
     def release(self) -> None:
         pass
 
-    def forget(self) -> None:
-        del self._hub._psycogreen
+    def switch(self) -> object:
+        if self._hub.greenlet is getcurrent():
+            raise InHub
+        return self._hub.switch()
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        self._hub.schedule_call_global(0, function)
+
+    def handle_error(self, error: BaseException) -> None:
+        if isinstance(error, GreenletExit):
+            self._hub.abort()  # the hub itself was killed
+        elif isinstance(error, self._hub.SYSTEM_EXCEPTIONS):
+            # They end the loop. A timer that raises one leaves all others in place.
+            self._hub.schedule_call_global(0, _raise, error)
+        else:
+            # What cannot be printed, since nobody reads stderr any more, is lost.
+            with contextlib.suppress(Exception):
+                self._hub.squelch_generic_exception(
+                    (type(error), error, error.__traceback__)
+                )
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+def _existing_hub() -> hubs.hub.BaseHub | None:
+    """Return this thread's hub, if there is one."""
+    return getattr(hubs._threadlocal, "hub", None)
 
 
 def _epoll_set() -> EpollSet | None:
     """Return the set of this thread's hub, made on first use."""
-    hub = getattr(hubs._threadlocal, "hub", None)
+    hub = _existing_hub()
     if hub is None:
         if not native.is_main_thread():
             return None
         hub = hubs.get_hub()
-    try:
-        found: EpollSet | None = hub._psycogreen
-    except AttributeError:
-        found = hub._psycogreen = EpollSet(_Hub(hub)) if epoll.available() else None
-    return found
+    return epoll.set_of_thread(hub, lambda: _Hub(hub))
 
 
 def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
-    hub = getattr(hubs._threadlocal, "hub", None)
+    hub = _existing_hub()
     # In the main thread eventlet makes a hub when it is first asked for. A native
     # thread that has none must not get one for being in a database's way.
     if hub is None and not native.is_main_thread():
         native.wait_socket(fd, write=write, timeout=timeout)
         return
-    if _in_hub():
-        raise psycopg2.ProgrammingError(IN_HUB)
+    if hub is not None and hub.greenlet is getcurrent():
+        wait_in_hub(fd, write=write, timeout=timeout)
+        return
     before = forks.count
     error = None if timeout is None else wait_timeout(timeout)
-    hubs.trampoline(fd, read=not write, write=write, timeout=timeout, timeout_exc=error)
+    try:
+        hubs.trampoline(
+            fd, read=not write, write=write, timeout=timeout, timeout_exc=error
+        )
+    except WaitTimeout:
+        if before == forks.count:
+            raise
     while before != forks.count:
         hubs.get_hub().switch()  # what it waited for is the parent process's
-
-
-def _in_hub() -> bool:
-    hub = getattr(hubs._threadlocal, "hub", None)
-    return hub is not None and hub.greenlet is getcurrent()
 
 
 def _resolve(host: str) -> list[str]:
@@ -145,7 +167,7 @@ def _resolve(host: str) -> list[str]:
     return [str(address[0]) for *_, address in found]
 
 
-@wait_callback(Framework(_wait_socket, _in_hub, _epoll_set))
+@wait_callback(Framework(_wait_socket, _epoll_set))
 def eventlet_wait_callback(conn: connection, timeout: float | None = -1) -> None:
     """Wait until *conn* is ready, letting other greenthreads run meanwhile.
 
@@ -161,6 +183,9 @@ def eventlet_wait_callback(conn: connection, timeout: float | None = -1) -> None
             functools.partial(eventlet_wait_callback, timeout=1))
 
     Raise `psycogreen.WaitTimeout` when a wait takes longer, and whatever is
-    thrown into the waiting greenthread, such as an `eventlet.Timeout`. Raise
-    `psycopg2.ProgrammingError` in the hub, which must not wait.
+    thrown into the waiting greenthread, such as an `eventlet.Timeout`.
+
+    In the hub, where the garbage collector may run a destructor that queries, it
+    blocks, with a warning in the log, for up to five seconds at a time; then it raises
+    `psycopg2.ProgrammingError`.
     """

@@ -6,11 +6,11 @@ Importing this module imports gevent and patches nothing.
 from __future__ import annotations
 
 import _socket
+import contextlib
+import os
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-import psycopg2
 
 from psycogreen import _install
 from psycogreen._requirements import require
@@ -21,10 +21,10 @@ require("gevent")
 import gevent.socket
 from gevent._hub_local import get_hub_if_exists
 
-from psycogreen._errors import wait_timeout
+from psycogreen._errors import WaitTimeout, wait_timeout
 from psycogreen._wait.callback import Framework, wait_callback
 from psycogreen._wait.epoll import EpollSet
-from psycogreen._wait.hub import IN_HUB, HubGone
+from psycogreen._wait.hub import HubGone, InHub, wait_in_hub
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -60,77 +60,85 @@ class _Hub:
         self._hub = hub
         self.greenlet = hub
         self.plain = gevent.Greenlet
+        self._pid = os.getpid()
         self._watcher: Any = None
 
-    def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        held = False
-        if self._watcher:
-            held = self._watcher.ref
-            self._watcher.stop()
-            self._watcher.close()
-        self._watcher = self._hub.loop.io(fd, 1, ref=held)
-        self._watcher.start(callback)
+    def watch(self, fd: int, callback: Callable[..., None]) -> None:
+        former = self._watcher
+        watcher = self._hub.loop.io(fd, 1, ref=bool(former and former.ref))
+        watcher.start(callback, None)
+        self._watcher = watcher
+        _end(former)
+
+    def unwatch(self) -> None:
+        _end(self._watcher)
 
     def hold(self) -> None:
-        # Another one, too, in a thread that has a former thread's number. (It is asked
-        # at every wait if one greenlet waits at a time: no call more than need be.)
-        if get_hub_if_exists() is not self._hub:
+        if self._hub.loop is None:
             raise HubGone
         self._watcher.ref = True
 
     def release(self) -> None:
-        self._watcher.ref = False
+        if self._hub.loop is not None:
+            self._watcher.ref = False
 
     def switch(self) -> object:
-        if get_hub_if_exists() is not self._hub:
+        if self._hub.loop is None:
             raise HubGone
+        if gevent.getcurrent() is self._hub:
+            raise InHub
         return self._hub.switch()
 
-    def forget(self) -> None:
-        self.release()
-        del self._hub._psycogreen
+    def call_soon(self, function: Callable[[], object]) -> None:
+        self._hub.loop.run_callback(function)
+
+    def handle_error(self, error: BaseException) -> None:
+        # Not even what cannot be printed, since nobody reads stderr any more, may come
+        # out; but HubDestroyed, a GreenletExit, does.
+        with contextlib.suppress(Exception):
+            self._hub.handle_error(self, type(error), error, error.__traceback__)
 
 
 class _LibuvHub(_Hub):
     """The same on libuv, whose watchers of sockets cannot be taken out of account."""
 
-    def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        held = False
-        if self._watcher:
-            held = self._watcher.active
-            self._watcher.stop()
-            self._watcher.close()
+    def watch(self, fd: int, callback: Callable[..., None]) -> None:
+        former = self._watcher
         self._watcher = self._hub.loop.io(fd, 1)
         self._callback = callback
-        if held:
+        if former and former.active:
             self.hold()
+        _end(former)
 
     def hold(self) -> None:
-        if get_hub_if_exists() is not self._hub:
+        if self._hub.loop is None:
             raise HubGone
-        self._watcher.start(self._callback)
+        self._watcher.start(self._callback, None)
 
     def release(self) -> None:
-        self._watcher.stop()
+        # In a forked child gevent may not have made the loop its own yet: what was
+        # stopped would be the parent's watcher.
+        if self._hub.loop is not None and self._pid == os.getpid():
+            self._watcher.stop()
 
-    def forget(self) -> None:
-        # Not stop(): before gevent has made the child's loop its own, that would
-        # stop the parent's watcher.
-        del self._hub._psycogreen
+
+def _end(watcher: Any) -> None:  # noqa: ANN401
+    """Stop *watcher*, if there is one and its loop lives."""
+    if watcher:
+        # Unless the loop was destroyed, and its watchers with it.
+        with contextlib.suppress(ValueError):
+            watcher.stop()
+            watcher.close()
 
 
 def _epoll_set() -> EpollSet | None:
     """Return the set of this thread's hub, made on first use."""
-    hub = get_hub_if_exists()
+    hub = _existing_hub()
     if hub is None:
         if not native.is_main_thread():
             return None
         hub = gevent.get_hub()
-    try:
-        found: EpollSet | None = hub._psycogreen
-    except AttributeError:
-        found = hub._psycogreen = EpollSet(_adapt(hub)) if epoll.available() else None
-    return found
+    return epoll.set_of_thread(hub, lambda: _adapt(hub))
 
 
 def _adapt(hub: gevent.hub.Hub) -> _Hub:
@@ -138,16 +146,31 @@ def _adapt(hub: gevent.hub.Hub) -> _Hub:
     return _LibuvHub(hub) if libuv else _Hub(hub)
 
 
+def _existing_hub() -> gevent.hub.Hub | None:
+    """Return this thread's hub, if there is one."""
+    # In a generator, whose state ends with it: gevent's function leaves the exception
+    # that a generator's caller handles in the generator's own state.
+    return next(find() for find in (get_hub_if_exists,))
+
+
 def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
-    if not _in_greenlet():
+    hub = _existing_hub()
+    if hub is None and not native.is_main_thread():
         native.wait_socket(fd, write=write, timeout=timeout)
+        return
+    if hub is not None and gevent.getcurrent() is hub:
+        wait_in_hub(fd, write=write, timeout=timeout)
         return
     before = forks.count
     wait_ready = gevent.socket.wait_write if write else gevent.socket.wait_read
-    if timeout is None:
-        wait_ready(fd)
-    else:
-        wait_ready(fd, timeout, wait_timeout(timeout))
+    try:
+        if timeout is None:
+            wait_ready(fd)
+        else:
+            wait_ready(fd, timeout, wait_timeout(timeout))
+    except WaitTimeout:
+        if before == forks.count:
+            raise
     while before != forks.count:
         gevent.get_hub().switch()  # what it waited for is the parent process's
 
@@ -161,23 +184,18 @@ def _resolve(host: str) -> list[str]:
 
 
 def _in_greenlet() -> bool:
-    """Return whether there is a loop to wait with, or one may be made, here.
+    """Return whether this is a greenlet that can wait with a loop.
 
     In the main thread gevent makes a hub when it is first asked for. A native
     thread that has none must not get one for being in a database's way.
     """
-    if get_hub_if_exists() is None:
+    hub = _existing_hub()
+    if hub is None:
         return native.is_main_thread()
-    if _in_hub():
-        raise psycopg2.ProgrammingError(IN_HUB)
-    return True
+    return gevent.getcurrent() is not hub
 
 
-def _in_hub() -> bool:
-    return get_hub_if_exists() is gevent.getcurrent()
-
-
-@wait_callback(Framework(_wait_socket, _in_hub, _epoll_set))
+@wait_callback(Framework(_wait_socket, _epoll_set))
 def gevent_wait_callback(conn: connection, timeout: float | None = None) -> None:
     """Wait until *conn* is ready, letting other greenlets run meanwhile.
 
@@ -193,6 +211,9 @@ def gevent_wait_callback(conn: connection, timeout: float | None = None) -> None
             functools.partial(gevent_wait_callback, timeout=1))
 
     Raise `psycogreen.WaitTimeout` when a wait takes longer, and whatever is
-    thrown into the waiting greenlet, such as a `gevent.Timeout`. Raise
-    `psycopg2.ProgrammingError` in the hub, which must not wait.
+    thrown into the waiting greenlet, such as a `gevent.Timeout`.
+
+    In the hub, where the garbage collector may run a destructor that queries, it
+    blocks, with a warning in the log, for up to five seconds at a time; then it raises
+    `psycopg2.ProgrammingError`.
     """

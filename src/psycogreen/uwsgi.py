@@ -212,7 +212,7 @@ def _is_ready(fd: int, *, write: bool, timeout: float | None) -> bool:
 
 
 # uWSGI's own calls are all there is to wait with: no hub, no set of its own.
-@wait_callback(Framework(_wait_socket, in_hub=lambda: False, epoll_set=lambda: None))
+@wait_callback(Framework(_wait_socket, epoll_set=lambda: None))
 def uwsgi_wait_callback(conn: connection, timeout: float | None = None) -> None:
     """Wait until *conn* is ready, letting other requests run meanwhile.
 

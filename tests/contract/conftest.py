@@ -63,9 +63,12 @@ def conn(connect: Callable[..., object]) -> object:
 
 @pytest.fixture
 def script(dsn):
-    """Run code in a new process of the same backend; return what it prints."""
+    """Run code in a new process of the same backend; return what it prints.
 
-    def script(code):
+    *options* are the interpreter's.
+    """
+
+    def script(code, *options):
         start = f"""
 import os, sys, warnings
 from run import patch
@@ -91,7 +94,10 @@ def check():
         assert query() == 42
 """
         result = subprocess.run(
-            [sys.executable, "-P", "-W", "error", "-c", start + textwrap.dedent(code)],
+            [
+                *(sys.executable, "-P", "-W", "error", *options),
+                *("-c", start + textwrap.dedent(code)),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -17,6 +17,7 @@ from psycogreen._wait import epoll, native, pure
 from psycogreen._wait.twin import CHECK_INTERVAL
 
 native_sleep = native.original("time", "sleep")
+get_ident = native.original("_thread", "get_ident")
 
 
 @pytest.fixture
@@ -355,7 +356,7 @@ def test_thread_with_the_number_of_a_former_one(green, connect):
             answer = query(conn, "42 from pg_sleep(0.05)")
         except Exception as ex:
             answer = ex
-        outcome.append((epoll._get_ident(), answer))
+        outcome.append((get_ident(), answer))
 
     numbers = []
     for hub in [True, False] * 10:

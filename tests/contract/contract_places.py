@@ -114,25 +114,6 @@ def test_thread_pool(green, dsn):
         assert green.in_thread_pool(query, dsn) == 42
 
 
-def test_hub(green, dsn, connect):
-    """In the hub's own greenlet nothing may wait: a clear error, and the loop lives."""
-    errors = []
-
-    def callback():
-        try:
-            psycopg2.connect(dsn).cursor().execute("select 1")
-        except BaseException as ex:
-            errors.append(ex)
-
-    green.call_in_hub(callback)
-    while not errors:
-        green.sleep(0.01)
-    assert isinstance(errors[0], psycopg2.ProgrammingError), errors
-    assert "spawn a green" in str(errors[0])
-    with green.ticking():
-        connect().cursor().execute("select pg_sleep(0.1)")
-
-
 @pytest.mark.parametrize(
     "before", [True, False], ids=["used before", "not used before"]
 )

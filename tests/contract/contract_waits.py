@@ -3,6 +3,9 @@
 import copy
 import os
 import pickle
+import sys
+import weakref
+from contextlib import suppress
 from functools import partial
 
 import psycopg2
@@ -94,6 +97,48 @@ def test_copies(green):
     """A callback in somebody's settings is copied and pickled like any function."""
     assert copy.deepcopy(green.callback) is green.callback
     assert pickle.loads(pickle.dumps(green.callback)) is green.callback
+
+
+def test_as_a_function(green):
+    """In C it has weak references, a name, and binds as a method, as functions do."""
+    name = green.callback.__qualname__
+    assert weakref.ref(green.callback)() is green.callback
+    assert repr(green.callback).startswith(f"<function {name} at 0x")
+
+    class Holder:
+        callback = green.callback
+
+    holder = Holder()
+    assert Holder.callback is green.callback
+    assert holder.callback.__self__ is holder
+    assert holder.callback.__func__ is green.callback
+
+
+def test_query_in_a_generator(green, connect):
+    """What a generator's caller handles is not the generator's, after a query either."""
+    conn, broken = connect(), connect()
+    handled = []
+
+    def work():
+        handled.append(sys.exception())
+        conn.cursor().execute("select pg_sleep(0.01)")
+        yield
+        handled.append(sys.exception())
+        with suppress(green.Timeout), green.Timeout(0.05):
+            broken.cursor().execute("select pg_sleep(60)")
+        yield
+        handled.append(sys.exception())
+
+    going = work()
+    for _ in range(2):
+        try:
+            raise ValueError
+        except ValueError:
+            next(going)
+    assert next(going, None) is None
+    assert isinstance(handled[0], ValueError)
+    assert handled[2] is None
+    assert isinstance(handled[1], ValueError)
 
 
 def test_states_of_another_type(green):

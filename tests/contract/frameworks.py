@@ -58,6 +58,10 @@ class Framework:
         """Let the hub's own greenlet call *function*, soon."""
         raise NotImplementedError
 
+    def hub_greenlet(self) -> object:
+        """Return the greenlet that runs the loop."""
+        raise NotImplementedError
+
     @contextmanager
     def ticking(self, at_least: int = 3) -> Iterator[Ticker]:
         """Assert that the loop goes on during the block: *at_least* so many ticks.
@@ -122,6 +126,10 @@ class Gevent(Framework):
         """Let the loop call it."""
         self._gevent.get_hub().loop.run_callback(function)
 
+    def hub_greenlet(self) -> object:
+        """Return the hub, which is a greenlet."""
+        return self._gevent.get_hub()
+
     def loop_name(self) -> str:
         """Return the module of the loop's class."""
         return type(self._gevent.get_hub().loop).__module__
@@ -173,6 +181,10 @@ class Eventlet(Framework):
     def call_in_hub(self, function: Callable[[], object]) -> None:
         """Let a timer of the hub call it."""
         self._hubs.get_hub().schedule_call_global(0, function)
+
+    def hub_greenlet(self) -> object:
+        """Return the hub's."""
+        return self._hubs.get_hub().greenlet
 
     def loop_name(self) -> str:
         """Return the module of the hub's class."""

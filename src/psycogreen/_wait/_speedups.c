@@ -40,6 +40,8 @@ typedef struct {
     PyObject *change;
     PyObject *check;
     PyObject *remove;
+    PyObject *handle_error;
+    PyObject *qualname;
 } State;
 
 typedef struct {
@@ -49,6 +51,7 @@ typedef struct {
     PyTypeObject *plain;
     PyObject *switch_;  /* the hub's, bound */
     PyObject *epoll;    /* kept for Python, which closes it */
+    uint64_t thread;    /* whose hub it is; a thread's number would be used again */
     int epoll_fd;
     char abandoned;
     char held;
@@ -63,14 +66,14 @@ typedef struct {
     PyObject *conn; /* a weak reference */
     PyObject *waiter;
     double since;   /* of time.monotonic() */
-    unsigned long thread;
     int fd;
-    int state;
+    int state;      /* what the kernel's set tells of it; 0 if it is not there */
 } Entry;
 
 typedef struct {
     PyObject_HEAD
     PyObject *dict; /* functools.wraps() writes into it */
+    PyObject *weakrefs;
     PyObject *find_entry;
     PyObject *failed;
 } Wait;
@@ -117,24 +120,22 @@ raise_again(PyObject *value)
 static int
 entry_init(Entry *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"epoll_set", "thread", "conn", "fd", NULL};
+    static char *names[] = {"epoll_set", "conn", "fd", NULL};
     PyObject *module = PyType_GetModule(Py_TYPE(self));
-    PyObject *epoll_set, *conn, *reference;
+    PyObject *epoll_set, *conn;
 
     if (!module ||
         !PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O!kOi:Entry", names,
-            ((State *)PyModule_GetState(module))->set_type, &epoll_set,
-            &self->thread, &conn, &self->fd)) {
+            args, kwargs, "O!Oi:Entry", names,
+            ((State *)PyModule_GetState(module))->set_type, &epoll_set, &conn,
+            &self->fd)) {
         return -1;
     }
-    reference = PyWeakref_NewRef(conn, NULL);
-    if (!reference) {
+    if (!PyWeakref_CheckRef(conn)) {
+        PyErr_Format(PyExc_TypeError, "expected a weak reference, not %R", conn);
         return -1;
     }
-    self->state = POLL_READ;
-    self->since = 0.0;
-    Py_XSETREF(self->conn, reference);
+    Py_XSETREF(self->conn, Py_NewRef(conn));
     Py_INCREF(epoll_set);
     Py_XSETREF(self->epoll_set, (Set *)epoll_set);
     return 0;
@@ -181,7 +182,6 @@ static PyMemberDef entry_members[] = {
     {"conn", T_OBJECT_EX, offsetof(Entry, conn), READONLY, NULL},
     {"waiter", T_OBJECT, offsetof(Entry, waiter), READONLY, NULL},
     {"since", T_DOUBLE, offsetof(Entry, since), READONLY, NULL},
-    {"thread", T_ULONG, offsetof(Entry, thread), READONLY, NULL},
     {"fd", T_INT, offsetof(Entry, fd), READONLY, NULL},
     {"state", T_INT, offsetof(Entry, state), 0, NULL},
     {NULL, 0, 0, 0, NULL},
@@ -250,6 +250,18 @@ call_method_with(PyObject *self, PyObject *name, PyObject *argument)
     return result ? 0 : -1;
 }
 
+/* Let the hub report the exception that is set, and clear it. Return 0, or -1 with an
+   exception set if the hub's loop has to end. */
+static int
+report(State *state, Set *self)
+{
+    PyObject *raised = take_raised();
+    int status = call_method_with(self->hub, state->handle_error, raised);
+
+    Py_DECREF(raised);
+    return status;
+}
+
 /* Let the greenlet that waits for a descriptor run until it waits again; without
    one, have the descriptor removed. Return 0, or -1 with an exception set. */
 static int
@@ -287,12 +299,12 @@ wake(State *state, Set *self, int number)
     return status;
 }
 
-/* Return 1 if the set has been made anew, 0 if not, -1 with an exception set. */
+/* Return 1 if the kernel's set was replaced, 0 if not, -1 with an exception set. */
 static int
 check(State *state, Set *self)
 {
     PyObject *result;
-    int anew;
+    int replaced;
 
     if (++self->collected % CHECK_INTERVAL) {
         return 0;
@@ -301,45 +313,65 @@ check(State *state, Set *self)
     if (!result) {
         return -1;
     }
-    anew = PyObject_IsTrue(result);
+    replaced = PyObject_IsTrue(result);
     Py_DECREF(result);
-    return anew;
+    return replaced;
+}
+
+/* Wake all whose sockets are ready. Return 0, or -1 with an exception set, which the
+   hub was told of already unless it is of this function's own. */
+static int
+wake_ready(State *state, Set *self)
+{
+    struct epoll_event events[BATCH];
+    int count = epoll_wait(self->epoll_fd, events, BATCH, 0);
+
+    if (count < 0 && errno != EINTR) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return report(state, self);
+    }
+    for (int i = 0; i < count; i++) {
+        if (wake(state, self, events[i].data.fd) < 0 && report(state, self) < 0) {
+            return -1;
+        }
+    }
+    return 0;
 }
 
 PyDoc_STRVAR(collect_doc,
-"collect()\n--\n\n"
-"Wake whoever waits for a socket that is ready. Called in the hub.");
+"collect(ignored=None)\n--\n\n"
+"Wake the greenlets whose sockets are ready. Called in the hub, with anything.\n\n"
+"No exception comes out of it, or the hub would stop watching: the hub reports it,\n"
+"and may raise only if its loop has to end.");
 
 static PyObject *
-collect(Set *self, PyObject *Py_UNUSED(ignored))
+collect(Set *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(nargs))
 {
     PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &definition);
     State *state;
-    struct epoll_event events[BATCH];
-    int count, anew;
+    int status;
 
     if (!module) {
         return NULL;
     }
     state = PyModule_GetState(module);
     if (self->abandoned) {
-        return PyObject_CallMethodNoArgs(self->hub, state->release);
+        status = call_method(self->hub, state->release);
     }
-    anew = check(state, self);
-    if (anew) {
-        if (anew < 0) {
-            return NULL;
+    else if (self->epoll_fd < 0) { /* closed */
+        status = 0;
+    }
+    else {
+        status = check(state, self);
+        if (status == 0) {
+            status = wake_ready(state, self);
         }
-        Py_RETURN_NONE;
-    }
-    count = epoll_wait(self->epoll_fd, events, BATCH, 0);
-    if (count < 0 && errno != EINTR) {
-        return PyErr_SetFromErrno(PyExc_OSError);
-    }
-    for (int i = 0; i < count; i++) {
-        if (wake(state, self, events[i].data.fd) < 0) {
-            return NULL;
+        else if (status < 0) {
+            status = report(state, self);
         }
+    }
+    if (status < 0) {
+        return NULL;
     }
     Py_RETURN_NONE;
 }
@@ -368,6 +400,7 @@ set_init(Set *self, PyObject *args, PyObject *kwargs)
     Py_XSETREF(self->greenlet, greenlet);
     Py_XSETREF(self->plain, (PyTypeObject *)plain);
     Py_XSETREF(self->switch_, switch_);
+    self->thread = PyThreadState_GetID(PyThreadState_Get());
     self->epoll_fd = -1;
     return 0;
 
@@ -410,7 +443,7 @@ set_dealloc(Set *self)
 }
 
 static PyMethodDef set_methods[] = {
-    {"collect", (PyCFunction)collect, METH_NOARGS, collect_doc},
+    {"collect", (PyCFunction)(void (*)(void))collect, METH_FASTCALL, collect_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -497,24 +530,21 @@ switch_from(Set *set, PyObject *current)
     return PyObject_CallNoArgs(set->switch_);
 }
 
-/* Let the hub run, with the entry's waiter set and the loop held. Return 0, or -1 with
-   an exception set: that of the switch, unless the loop cannot be released either. */
+/* Let the hub run, with the entry's waiter set. Return 0, or -1 with an exception set:
+   that of the switch, unless the loop cannot be released either. */
 static int
 switch_to_hub(State *state, Entry *entry)
 {
     Set *set = entry->epoll_set;
-    PyObject *result = NULL;
+    PyObject *result;
     int status;
 
-    /* Nobody else has set it: change() refuses. */
     entry->waiter = (PyObject *)PyGreenlet_GetCurrent();
     if (!entry->waiter) {
         return -1;
     }
     set->waiting++;
-    if (set->held || call_method((PyObject *)set, state->hold) == 0) {
-        result = switch_from(set, entry->waiter);
-    }
+    result = switch_from(set, entry->waiter);
     /* Whoever switches back: poll() tells if it was in time. */
     Py_CLEAR(entry->waiter);
     set->waiting--;
@@ -526,18 +556,34 @@ switch_to_hub(State *state, Entry *entry)
     return status;
 }
 
+/* Have the kernel's set tell of what poll() has asked for. Return 0, or -1 with an
+   exception set, also if another greenlet waits for the connection. */
+static int
+change(State *state, Entry *entry, PyObject *wanted)
+{
+    PyObject *arguments[] = {(PyObject *)entry->epoll_set, (PyObject *)entry, wanted};
+    PyObject *result = PyObject_VectorcallMethod(state->change, arguments, 3, NULL);
+
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
 /* Wait until the entry's socket is as poll() has asked. Return 0, or -1 with an
-   exception set. */
+   exception set.
+
+   Nothing may run from the last look at what has to be up to the switch. In a call of
+   Python a destructor or a signal's handler may run, and let the loop run, which takes
+   a socket out that nobody waits for. */
 static int
 wait_once(State *state, Entry *entry, PyObject *wanted, int code)
 {
     Set *set = entry->epoll_set;
 
-    if (code != entry->state || entry->waiter) {
-        PyObject *arguments[] = {(PyObject *)set, (PyObject *)entry, wanted};
-        PyObject *result = PyObject_VectorcallMethod(state->change, arguments, 3, NULL);
-        Py_XDECREF(result);
-        if (!result) {
+    while (code != entry->state || entry->waiter || !set->held) {
+        int status = code != entry->state || entry->waiter
+                         ? change(state, entry, wanted)
+                         : call_method((PyObject *)set, state->hold);
+        if (status < 0) {
             return -1;
         }
     }
@@ -578,7 +624,7 @@ find_here(State *state, PyObject *conn)
     entry = get_entry(state, fd);
     Py_DECREF(fd);
     if (!entry || !refers_to(entry->conn, conn) ||
-        entry->thread != PyThread_get_thread_ident()) {
+        entry->epoll_set->thread != PyThreadState_GetID(PyThreadState_Get())) {
         return NULL;
     }
     Py_INCREF(entry);
@@ -604,27 +650,22 @@ find_elsewhere(State *state, Wait *self, PyObject *conn, PyObject *wanted,
     return (Entry *)entry;
 }
 
-/* Do as an except clause does, with the exception that is set: call failed() while
-   it is being handled, then raise it again, or wait anew. */
+/* Call failed() with the exception that is set; then raise it again, or wait again. */
 static PyObject *
 handle_failure(Wait *self, PyObject *conn, Entry *entry)
 {
     PyObject *raised = take_raised();
-    PyObject *former = PyErr_GetHandledException();
-    PyObject *anew, *result = NULL;
+    PyObject *again, *result = NULL;
 
-    PyErr_SetHandledException(raised);
-    anew = PyObject_CallFunctionObjArgs(self->failed, conn, entry, raised, NULL);
-    if (anew == Py_True) {
+    again = PyObject_CallFunctionObjArgs(self->failed, conn, entry, raised, NULL);
+    if (again == Py_True) {
         result = PyObject_CallOneArg((PyObject *)self, conn);
     }
-    PyErr_SetHandledException(former);
-    Py_XDECREF(former);
-    if (anew && anew != Py_True) {
+    else if (again) {
         raise_again(Py_NewRef(raised));
     }
     Py_DECREF(raised);
-    Py_XDECREF(anew);
+    Py_XDECREF(again);
     return result;
 }
 
@@ -723,8 +764,42 @@ static void
 wait_dealloc(Wait *self)
 {
     PyObject_GC_UnTrack(self);
+    if (self->weakrefs) {
+        PyObject_ClearWeakRefs((PyObject *)self);
+    }
     wait_clear(self);
     free_object((PyObject *)self);
+}
+
+/* As a function's, which the callback in Python is. */
+static PyObject *
+wait_repr(Wait *self)
+{
+    PyObject *module = PyType_GetModule(Py_TYPE(self));
+    PyObject *name, *text;
+
+    if (!module) {
+        return NULL;
+    }
+    name = PyObject_GetAttr((PyObject *)self,
+                            ((State *)PyModule_GetState(module))->qualname);
+    if (!name) { /* functools.wraps() has not been here yet */
+        PyErr_Clear();
+        return PyUnicode_FromFormat("<wait callback at %p>", self);
+    }
+    text = PyUnicode_FromFormat("<function %S at %p>", name, self);
+    Py_DECREF(name);
+    return text;
+}
+
+/* As a function: as an attribute of a class it becomes a method. */
+static PyObject *
+wait_bind(PyObject *self, PyObject *instance, PyObject *Py_UNUSED(owner))
+{
+    if (!instance || instance == Py_None) {
+        return Py_NewRef(self);
+    }
+    return PyMethod_New(self, instance);
 }
 
 /* As a function does: by name, which functools.wraps() has given it. */
@@ -741,6 +816,7 @@ static PyMethodDef wait_methods[] = {
 
 static PyMemberDef wait_members[] = {
     {"__dictoffset__", T_PYSSIZET, offsetof(Wait, dict), READONLY, NULL},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Wait, weakrefs), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -751,6 +827,8 @@ static PyGetSetDef wait_getset[] = {
 
 static PyType_Slot wait_slots[] = {
     {Py_tp_call, wait_call},
+    {Py_tp_repr, wait_repr},
+    {Py_tp_descr_get, wait_bind},
     {Py_tp_dealloc, wait_dealloc},
     {Py_tp_traverse, wait_traverse},
     {Py_tp_clear, wait_clear},
@@ -787,6 +865,7 @@ make_wait(PyObject *module, PyObject *args)
         return NULL;
     }
     self->dict = NULL;
+    self->weakrefs = NULL;
     self->find_entry = Py_NewRef(find_entry);
     self->failed = Py_NewRef(failed);
     PyObject_GC_Track(self);
@@ -819,7 +898,8 @@ add_names(State *state)
         {&state->poll, "poll"},     {&state->fileno, "fileno"},
         {&state->hold, "hold"},     {&state->release, "release"},
         {&state->change, "change"}, {&state->check, "check"},
-        {&state->remove, "remove"},
+        {&state->remove, "remove"}, {&state->handle_error, "handle_error"},
+        {&state->qualname, "__qualname__"},
     };
 
     for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
@@ -893,6 +973,8 @@ module_clear(PyObject *module)
     Py_CLEAR(state->change);
     Py_CLEAR(state->check);
     Py_CLEAR(state->remove);
+    Py_CLEAR(state->handle_error);
+    Py_CLEAR(state->qualname);
     return 0;
 }
 

@@ -21,10 +21,16 @@ from psycopg2.extensions import (
 from psycogreen._wait import forks
 from psycogreen._wait.cancel import cancel
 from psycogreen._wait.deadline import STATUS_CONNECTING, ConnectWait
-from psycogreen._wait.epoll import EpollSet, forget, unknown_state
-from psycogreen._wait.hub import IN_HUB, HubGone
+from psycogreen._wait.epoll import NOWHERE, EpollSet, forget, unknown_state
+from psycogreen._wait.hub import HubGone, InHub
 from psycogreen._wait.native import SocketWait
-from psycogreen._wait.stats import is_interruption, note_interruption, totals, under_way
+from psycogreen._wait.stats import (
+    Wait,
+    is_interruption,
+    note_interruption,
+    totals,
+    under_way,
+)
 from psycogreen._wait.twin import Entry, make_wait
 
 WaitCallback = TypeVar("WaitCallback", bound=Callable[..., None])
@@ -36,10 +42,7 @@ class Framework:
 
     wait_socket: SocketWait
     """Its own wait for any descriptor. In a native thread that has no loop it
-    blocks the thread."""
-
-    in_hub: Callable[[], bool]
-    """Returns whether the current greenlet is the hub, which must not wait."""
+    blocks the thread, and in the hub it is `psycogreen._wait.hub.wait_in_hub`."""
 
     epoll_set: Callable[[], EpollSet | None]
     """Returns the epoll set of this thread's hub, if it has a hub and epoll."""
@@ -62,17 +65,36 @@ def wait_callback(framework: Framework) -> Callable[[WaitCallback], WaitCallback
 def _failed(
     framework: Framework, conn: connection, entry: Entry, ex: BaseException
 ) -> bool:
-    """Do what is to be done when *ex* ends a wait; return whether to wait anew."""
+    """Do what is to be done when *ex* ends a wait; return whether to wait again.
+
+    It is being handled meanwhile, in C too. (Not by C itself, which would have to
+    restore what a generator's caller handles.)
+    """
+    traceback = ex.__traceback__
+    try:
+        raise ex
+    except BaseException:  # noqa: BLE001
+        return _is_to_wait_again(framework, conn, entry, ex)
+    finally:
+        ex.__traceback__ = traceback
+
+
+def _is_to_wait_again(
+    framework: Framework, conn: connection, entry: Entry, ex: BaseException
+) -> bool:
+    epoll_set = entry.epoll_set
+    epoll_set.settle()
     if isinstance(ex, HubGone):
+        entry.state = NOWHERE
         forget(entry)
         return True
-    # That is how the hubs themselves refuse to wait.
-    if isinstance(ex, AssertionError) and framework.in_hub():
-        raise psycopg2.ProgrammingError(IN_HUB) from ex
+    if isinstance(ex, InHub):
+        _wait_answered(conn, entry.state, framework, None)
+        return True
     # After a fork, the query is the parent's.
-    if not entry.epoll_set.abandoned:
+    if not epoll_set.abandoned:
         if is_interruption(ex):
-            entry.epoll_set.ended += 1
+            epoll_set.ended += 1
         _interrupted(conn, framework, ex, entry.since)
     return False
 
@@ -150,7 +172,8 @@ def _wait_socket(
     since: float,
 ) -> None:
     """Wait with the framework's own wait: slower, but it can do anything."""
-    under_way[conn] = since
+    wait = Wait(conn, since)
+    under_way.add(wait)
     try:
         while state != POLL_OK:
             if state not in (POLL_READ, POLL_WRITE):
@@ -160,6 +183,7 @@ def _wait_socket(
             wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=timeout)
             state = conn.poll()
     finally:
-        # Gone already if a fork has forgotten it.
-        if under_way.pop(conn, None):
+        # Not there if a fork has forgotten it.
+        if wait in under_way:
+            under_way.discard(wait)
             totals.waits += 1

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+import psycopg2
+
+from psycogreen._errors import WaitTimeout
+from psycogreen._wait import native
+from psycogreen._wait.stats import logger
+
 if TYPE_CHECKING:
     from greenlet import greenlet
 
@@ -13,13 +19,20 @@ IN_HUB = (
     "must not block; spawn a greenlet for it"
 )
 
+LONGEST_STALL = 5.0
+"""How long the hub's own greenlet waits for a socket, in seconds."""
+
 
 class HubGone(Exception):
-    """A thread's hub is not the one that it was."""
+    """A hub has ended, and a connection that waited with it needs another one."""
+
+
+class InHub(Exception):
+    """The hub's own greenlet is to wait: it cannot let the hub run meanwhile."""
 
 
 class Hub(Protocol):
-    """A framework's hub: what runs a thread's loop."""
+    """A framework's hub: what runs a thread's loop. To be used in its thread only."""
 
     greenlet: greenlet
     """The greenlet in which the loop runs."""
@@ -29,20 +42,49 @@ class Hub(Protocol):
     *greenlet*, as long as that has begun and not ended."""
 
     def switch(self) -> object:
-        """Let the hub run, until it switches back; may raise what `hold` does."""
+        """Let the hub run, until it switches back.
 
-    def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call *callback* in the hub whenever *fd* can be read; forget former ones."""
-
-    def hold(self) -> None:
-        """Keep the loop running: somebody waits.
-
-        Raise `HubGone` if the thread has another hub by now, and
-        `psycopg2.ProgrammingError` in the hub's own greenlet.
+        Raise `InHub` in the hub's own greenlet, and `HubGone` as `hold` does.
         """
 
-    def release(self) -> None:
-        """Let the loop end: nobody waits."""
+    def watch(self, fd: int, callback: Callable[..., None]) -> None:
+        """Call *callback* in the hub whenever *fd* can be read.
 
-    def forget(self) -> None:
-        """Keep no set for the hub, in a child just forked: see `EpollSet.abandon`."""
+        It takes the place of the former descriptor and its callback. If this raises,
+        they stay.
+        """
+
+    def unwatch(self) -> None:
+        """Watch nothing any more. Does not raise, not even if the loop has ended."""
+
+    def hold(self) -> None:
+        """Keep the loop running: somebody waits. Raise `HubGone` if it has ended."""
+
+    def release(self) -> None:
+        """Let the loop end: nobody waits. Does not raise."""
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Call *function* in the hub, the next time that its loop goes round."""
+
+    def handle_error(self, error: BaseException) -> None:
+        """Report *error*, which came out of a greenlet that the hub has woken.
+
+        Raise only what has to end the loop.
+        """
+
+
+def wait_in_hub(fd: int, *, write: bool, timeout: float | None) -> None:
+    """Wait for *fd* as `SocketWait` says, in the hub's own greenlet: the loop stops.
+
+    The garbage collector may run a destructor there that queries. A short stall is
+    better than a connection that is lost. A long one is an error of the application:
+    raise `psycopg2.ProgrammingError` after `LONGEST_STALL` seconds.
+    """
+    logger.warning("waiting for PostgreSQL in the hub: its loop stands still meanwhile")
+    if timeout is not None and timeout <= LONGEST_STALL:
+        native.wait_socket(fd, write=write, timeout=timeout)
+        return
+    try:
+        native.wait_socket(fd, write=write, timeout=LONGEST_STALL)
+    except WaitTimeout:
+        raise psycopg2.ProgrammingError(IN_HUB) from None

@@ -6,6 +6,7 @@ What is here stays native.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import select
@@ -28,6 +29,7 @@ class SocketWait(Protocol):
         """
 
 
+@functools.cache
 def original(module: str, name: str) -> Any:  # noqa: ANN401
     """Return an object of the standard library as it was before monkey-patching."""
     gevent = sys.modules.get("gevent.monkey")

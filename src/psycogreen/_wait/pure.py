@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from psycopg2.extensions import POLL_OK, POLL_READ
+from psycopg2.extensions import POLL_OK
 
 from psycogreen._wait import native
 
 if TYPE_CHECKING:
+    from weakref import ref
+
     from psycopg2.extensions import connection
 
     from psycogreen._wait.hub import Hub
@@ -33,7 +34,17 @@ with contextlib.suppress(ModuleNotFoundError):
 BATCH = 64
 """So many events are taken at once; the rest is there when the loop looks again."""
 
-get_ident = native.original("_thread", "get_ident")
+
+class Thread(native.original("_thread", "_local")):  # type: ignore[misc]
+    """What each thread has of its own."""
+
+    def __init__(self) -> None:
+        """Be called in each thread at its first use."""
+        self.token = object()
+        """Stands for the thread. Its number would be used again."""
+
+
+this_thread = Thread()
 
 
 class BaseSet:
@@ -45,6 +56,7 @@ class BaseSet:
         self.greenlet = hub.greenlet
         self.plain = hub.plain
         self.switch = hub.switch
+        self.thread = this_thread.token
         self.waiting = 0
         """How many greenlets wait."""
         self.held = False
@@ -57,11 +69,32 @@ class BaseSet:
         self.epoll_fd = -1
         self._epoll: Any = None
         self._collected = 0
+        collecting = self._collecting()
+        next(collecting)
+        self.collect: Callable[[object], None] = collecting.send
+        """Wake the greenlets whose sockets are ready. Called in the hub, with anything.
 
-    def collect(self) -> None:
-        """Wake whoever waits for a socket that is ready. Called in the hub."""
+        No exception comes out of it, or the hub would stop watching: the hub reports
+        it, and may raise only if its loop has to end.
+        """
+
+    def _collecting(self) -> Generator[None, object, None]:
+        # A generator, since a signal's handler may raise in the first step of a
+        # function already. Here that is within the try block.
+        while True:
+            try:
+                yield
+                self._collect()
+            except GeneratorExit:
+                return
+            except BaseException as ex:  # noqa: BLE001
+                self.hub.handle_error(ex)
+
+    def _collect(self) -> None:
         if self.abandoned:
             self.hub.release()
+            return
+        if self.epoll_fd < 0:
             return
         self._collected += 1
         if self._collected % CHECK_INTERVAL == 0 and self.check():
@@ -71,13 +104,16 @@ class BaseSet:
         try:
             for fd, _ in self._epoll.poll(0, BATCH):
                 entry = entries.get(fd)
-                # Asked anew for each: the one before may have killed this one.
+                # Asked again for each: the one before may have killed this one.
                 waiter = entry.waiter if entry and entry.epoll_set is self else None
                 if waiter is None:
                     self.remove(fd)
                     continue
                 ended += 1
-                waiter.switch()
+                try:
+                    waiter.switch()
+                except BaseException as ex:  # noqa: BLE001
+                    self.hub.handle_error(ex)
         finally:
             self.now = 0.0
             self.ended += ended
@@ -88,6 +124,9 @@ class BaseSet:
         raise NotImplementedError
 
     def hold(self) -> None:
+        raise NotImplementedError
+
+    def settle(self) -> None:
         raise NotImplementedError
 
     def release(self) -> None:
@@ -103,18 +142,16 @@ class BaseSet:
 class Entry:
     """A connection's socket in a set."""
 
-    __slots__ = ("conn", "epoll_set", "fd", "since", "state", "thread", "waiter")
+    __slots__ = ("conn", "epoll_set", "fd", "since", "state", "waiter")
 
-    def __init__(
-        self, epoll_set: BaseSet, thread: int, conn: connection, fd: int
-    ) -> None:
+    def __init__(self, epoll_set: BaseSet, conn: ref[connection], fd: int) -> None:
         """Belong to *conn*, until another one has the same descriptor *fd*."""
         self.epoll_set = epoll_set
-        self.thread = thread
-        self.conn = weakref.ref(conn)
+        self.conn = conn
         self.fd = fd
-        self.state = POLL_READ
-        """What the set waits for on this socket, in psycopg2's terms."""
+        self.state = 0
+        """What the kernel's set tells of this socket, in psycopg2's terms; 0 if it is
+        not there."""
         self.waiter: greenlet | None = None
         self.since = 0.0
         """When its last wait began: `time.monotonic`, or for a greenlet just woken
@@ -123,7 +160,7 @@ class Entry:
 
 entries: dict[int, Entry] = {}
 """The entries of all sets by descriptor. One that is found by its number has to
-be asked whose it is: which connection's, and which thread's."""
+be asked whose it is: which connection's, and which set's."""
 
 
 def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
@@ -134,7 +171,7 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
 
     *find_entry* returns the entry of a connection that has none here, or has done
     the waiting otherwise if it returns ``None``. *failed* is called with what ends a
-    wait, while that is being handled; it returns whether to wait anew instead.
+    wait; it returns whether to wait again instead of raising it.
     """
 
     def wait(  # noqa: C901
@@ -149,7 +186,7 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
             owner = entry.conn
             if (
                 owner() is not conn
-                or entry.thread != get_ident()
+                or entry.epoll_set.thread is not this_thread.token
                 or timeout is not None
             ):
                 entry = None
@@ -161,19 +198,24 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
         try:
             if entry.waiter is None:  # otherwise change() is about to refuse
                 entry.since = epoll_set.now or monotonic()
+            current = getcurrent()
+            kind = type(current)
             while True:
-                if state != entry.state or entry.waiter is not None:
-                    epoll_set.change(entry, state)
-                # No call from the first of these up to the try block: a signal's
-                # handler that raises would leave the wait counted.
-                current = getcurrent()
+                # No call from the last look at what has to be up to the switch. In a
+                # call a destructor or a signal's handler may run, and let the loop
+                # run, which takes a socket out that nobody waits for.
+                while True:
+                    if state != entry.state or entry.waiter is not None:
+                        epoll_set.change(entry, state)
+                    elif not epoll_set.held:
+                        epoll_set.hold()
+                    else:
+                        break
                 entry.waiter = current
                 epoll_set.waiting += 1
                 try:
-                    if not epoll_set.held:
-                        epoll_set.hold()
                     # Whoever switches back: poll() tells if it was in time.
-                    if type(current) is epoll_set.plain and epoll_set.greenlet:
+                    if kind is epoll_set.plain and epoll_set.greenlet:
                         switch_to(epoll_set.greenlet)
                     else:
                         epoll_set.switch()

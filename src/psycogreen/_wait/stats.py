@@ -6,6 +6,7 @@ where it is noted anyway, and its end is counted together with others'.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -35,10 +36,25 @@ class _Totals:
 totals = _Totals()
 
 
-under_way: dict[connection, float] = {}
-"""The waits that have no other place to be noted, and since when."""
+class Wait:
+    """A wait for *conn* that has no other place to be noted."""
 
-sources: list[Callable[[], Iterable[float]]] = [lambda: list(under_way.values())]
+    def __init__(self, conn: connection, since: float) -> None:
+        """Be under way *since* then, in terms of `time.monotonic`."""
+        self.conn = conn
+        self.since = since
+
+
+# By identity: what an application's connections are equal to is its own affair.
+under_way: set[Wait] = set()
+"""The waits that have no other place to be noted."""
+
+
+def _since() -> list[float]:
+    return [wait.since for wait in list(under_way)]
+
+
+sources: list[Callable[[], Iterable[float]]] = [_since]
 """What tells since when the waits under way last: one place where they are noted
 each. They are copied, since another thread may begin a wait meanwhile."""
 
@@ -82,6 +98,15 @@ def note_interruption(conn: connection, ex: BaseException, since: float) -> None
 
 @forks.after_in_child
 def _after_fork() -> None:
-    """Begin at zero: what the parent did, and waits for, is not this process's."""
-    under_way.clear()
+    """Begin at zero: what the parent did, and waits for, is not this process's.
+
+    What the child does with its copies of the connections that are waited for, when
+    a timeout ends their waits or they are collected, must not reach the server.
+    """
     totals.waits = totals.cancelled = totals.timed_out = 0
+    descriptors = []
+    for wait in under_way:
+        with contextlib.suppress(psycopg2.Error):  # closed meanwhile
+            descriptors.append(wait.conn.fileno())
+    under_way.clear()
+    forks.disconnect(descriptors)

@@ -1,0 +1,653 @@
+"""What happens in the hub, and to it: failures, waits in it, its end."""
+
+import errno
+import gc
+import logging
+import os
+import tempfile
+import time
+from functools import partial
+
+import psycopg2
+import pytest
+from greenlet import getcurrent, greenlet
+from psycopg2.extensions import set_wait_callback
+
+import psycogreen
+from psycogreen._wait import epoll, hub, native, pure
+
+native_sleep = native.original("time", "sleep")
+
+
+def query(conn, what="1"):
+    """Return what a query returns."""
+    cursor = conn.cursor()
+    cursor.execute(f"select {what}")
+    return cursor.fetchone()[0]
+
+
+def await_(green, condition, pause=None):
+    """Wait until the condition holds."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        (pause or green.sleep)(0.01)
+
+
+def descriptors():
+    """Return how many descriptors are open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+# ---- failures ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_raw_greenlet_fails(green, connect, error):
+    """What a greenlet raises into the hub leaves all other waits in place."""
+    conns = [connect() for _ in range(3)]
+    for conn in conns:
+        query(conn)
+    ended = []
+
+    def work():
+        query(conns[0], "pg_sleep(0.05)")
+        ended.append(True)
+        msg = "raised by a raw greenlet"
+        raise error(msg)
+
+    other = green.spawn(query, conns[1], "42 from pg_sleep(0.3)")
+    green.call_in_hub(greenlet(work, green.hub_greenlet()).switch)
+    if error is ValueError:
+        await_(green, lambda: ended)
+    else:  # it ends the loop, and comes out of the main greenlet
+        with pytest.raises(error, match="raw greenlet"):
+            await_(green, lambda: False)
+    with green.Timeout(10):
+        assert query(conns[2], "43 from pg_sleep(0.05)") == 43
+        assert green.wait(other) == 42
+
+
+def test_failure_that_nobody_can_read(green, script):
+    """Nor does it matter that the error cannot be printed."""
+    script(
+        """
+        from greenlet import getcurrent, greenlet
+        conn, other = psycopg2.connect(dsn), psycopg2.connect(dsn)
+        other.cursor().execute("select 1")
+        ended = []
+
+        def work():
+            conn.cursor().execute("select pg_sleep(0.05)")
+            ended.append(True)
+            raise ValueError
+
+        os.close(2)
+        sys.stderr.close()
+        green.call_in_hub(greenlet(work, green.hub_greenlet()).switch)
+        while not ended:
+            green.sleep(0.01)
+        with green.Timeout(10):
+            other.cursor().execute("select pg_sleep(0.05)")
+        os._exit(0)
+        """
+    )
+
+
+def test_signal_handler_fails_in_the_hub(green, connect, monkeypatch):
+    """In Python a signal's handler may raise anywhere: the waits go on."""
+    if psycogreen.status().compiled:
+        pytest.skip("no handler runs while it wakes greenlets in C")
+    conn = connect()
+    query(conn)
+
+    def interrupted():
+        if getcurrent() is not green.hub_greenlet():
+            return time.monotonic()
+        monkeypatch.undo()
+        raise ValueError
+
+    monkeypatch.setattr(pure, "monotonic", interrupted)
+    task = green.spawn(query, conn, "42 from pg_sleep(0.1)")
+    with green.Timeout(10):
+        assert green.wait(task) == 42
+
+
+def test_no_descriptor_for_another_set(green, connect, monkeypatch, caplog):
+    """A set that cannot be replaced goes on, and is replaced when it can be."""
+    conn, other = connect(), connect()
+    query(conn)
+    query(other)
+    epoll_set = epoll.entries[other.fileno()].epoll_set
+
+    def fail():
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(epoll, "_epoll", fail)
+    duplicate = os.dup(conn.fileno())
+    conn.close()  # the server hangs up, which the duplicate tells for good
+    with green.Timeout(10):
+        assert query(other, "42 from pg_sleep(0.2)") == 42
+    messages = [record.getMessage() for record in caplog.records]
+    assert [text for text in messages if "too many open files" in text] == messages
+    assert len(messages) == 1
+    monkeypatch.undo()
+    with green.Timeout(10):
+        assert query(other, "43 from pg_sleep(0.1)") == 43
+    before = epoll_set._collected
+    green.sleep(0.2)
+    assert epoll_set._collected - before < 5
+    os.close(duplicate)
+
+
+def test_connection_is_closed_and_the_set_replaced(green, dsn, connect):
+    """Who waits for a connection that is closed is told when the set is replaced."""
+    conn, other = psycopg2.connect(dsn, async_=True), connect()
+    green.callback(conn)
+    query(other)
+    epoll_set = epoll.entries[other.fileno()].epoll_set
+    conn.cursor().execute("select pg_sleep(60)")
+    task = green.spawn(green.callback, conn)
+    waiting = green.spawn(query, other, "42 from pg_sleep(0.5)")
+    await_(green, lambda: epoll_set.waiting == 2)
+    conn.close()
+    green.call_in_hub(epoll_set._rebuild)
+    with green.Timeout(10):
+        with pytest.raises(psycopg2.InterfaceError, match="closed"):
+            green.wait(task)
+        assert green.wait(waiting) == 42
+
+
+def test_file_in_the_place_of_a_socket(green, connect):
+    """So is who waits for what is no socket any more."""
+    lost, other = connect(), connect()
+    query(lost)
+    query(other)
+    epoll_set = epoll.entries[other.fileno()].epoll_set
+    task = green.spawn(query, lost, "pg_sleep(60)")
+    waiting = green.spawn(query, other, "42 from pg_sleep(0.5)")
+    await_(green, lambda: epoll_set.waiting == 2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), lost.fileno())
+    green.call_in_hub(epoll_set._rebuild)
+    with green.Timeout(10):
+        with pytest.raises(psycopg2.OperationalError):
+            green.wait(task)
+        assert green.wait(waiting) == 42
+
+
+def test_connection_is_closed_under_a_wait(green, dsn, connect):
+    """Who waits for it is told when another connection has its descriptor."""
+    conn = psycopg2.connect(dsn, async_=True)
+    green.callback(conn)
+    number = conn.fileno()
+    conn.cursor().execute("select pg_sleep(60)")
+    task = green.spawn(green.callback, conn)
+    await_(green, lambda: epoll.entries[number].waiter)
+    conn.close()
+    other = connect()
+    assert other.fileno() == number
+    with green.Timeout(10):
+        assert query(other, "42 from pg_sleep(0.05)") == 42
+        with pytest.raises(psycopg2.InterfaceError, match="closed"):
+            green.wait(task)
+
+
+# ---- waits between the steps of another ----------------------------------------
+
+
+def test_query_while_an_entry_is_made(green, connect, monkeypatch):
+    """A destructor that queries while a connection is noted loses nothing."""
+    inner, conn = connect(), connect()
+    query(inner)
+    entry = epoll.Entry
+
+    def interrupted(*arguments):
+        monkeypatch.undo()
+        native_sleep(0.2)  # the outer query's answer is there
+        assert query(inner, "42 from pg_sleep(0.1)") == 42
+        return entry(*arguments)
+
+    monkeypatch.setattr(epoll, "Entry", interrupted)
+    with green.Timeout(10):
+        assert query(conn, "41") == 41
+
+
+def test_query_between_two_waits_of_one_query(green, connect, monkeypatch):
+    """Nor does one that queries between two waits, while the server speaks."""
+    inner, conn = connect(), connect()
+    conn.autocommit = True
+    query(inner)
+    query(conn)
+    loop = epoll.entries[conn.fileno()].epoll_set.hub
+    release = loop.release
+
+    def interrupted():
+        monkeypatch.undo()
+        release()
+        assert query(inner, "42 from pg_sleep(0.3)") == 42
+
+    monkeypatch.setattr(loop, "release", interrupted, raising=False)
+    with green.Timeout(10):
+        conn.cursor().execute(
+            "do $$ begin for n in 1..2 loop raise notice '%', n; perform pg_sleep(0.1);"
+            " end loop; perform pg_sleep(0.5); end $$"
+        )
+    assert len(conn.notices) == 2
+
+
+def test_sleep_amid_a_wait(green, connect, monkeypatch):
+    """A destructor that sleeps before a wait has begun is not woken in its place."""
+    conn = connect()
+    query(conn)
+    loop = epoll.entries[conn.fileno()].epoll_set.hub
+    hold = loop.hold
+    slept = []
+
+    def interrupted():
+        monkeypatch.undo()
+        hold()
+        begin = time.monotonic()
+        green.sleep(0.3)
+        slept.append(time.monotonic() - begin)
+
+    monkeypatch.setattr(loop, "hold", interrupted, raising=False)
+    with green.Timeout(10):
+        assert query(conn, "42") == 42
+    assert slept[0] >= 0.29
+
+
+def test_collector_that_queries(green, connect):
+    """Nor do destructors that query, run by the collector wherever it likes to."""
+
+    class Destroyed:
+        def __init__(self, free):
+            self.free = free
+            self.itself = self
+
+        def __del__(self):
+            if self.free:
+                conn = self.free.pop()
+                try:
+                    query(conn)
+                finally:
+                    self.free.append(conn)
+
+    free = [connect() for _ in range(3)]
+    conns = [connect() for _ in range(5)]
+
+    def work(conn):
+        for n in range(20):
+            Destroyed(free)
+            assert query(conn, str(n)) == n
+
+    threshold = gc.get_threshold()
+    gc.set_threshold(1, 5, 5)
+    try:
+        with green.Timeout(60):
+            tasks = [green.spawn(work, conn) for conn in conns]
+            for task in tasks:
+                green.wait(task)
+    finally:
+        gc.set_threshold(*threshold)
+    gc.collect()
+
+
+# ---- waits in the hub ----------------------------------------------------------
+
+
+def in_hub(green, function):
+    """Return what *function* returns or raises in the hub."""
+    outcome = []
+
+    def work():
+        try:
+            outcome.append(function())
+        except BaseException as ex:
+            outcome.append(ex)
+
+    green.call_in_hub(work)
+    await_(green, lambda: outcome)
+    return outcome[0]
+
+
+def warnings(caplog):
+    """Return the warnings in the log."""
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def test_query_in_the_hub(green, connect, dsn, caplog):
+    """A query in the hub, of a destructor say, stops the loop for a short time."""
+    conn = connect()
+    assert query(conn) == 1
+    other = green.spawn(query, connect(), "43 from pg_sleep(0.1)")
+    assert in_hub(green, partial(query, conn, "42 from pg_sleep(0.05)")) == 42
+    assert "in the hub" in warnings(caplog)[0]
+    assert query(conn, "44") == 44
+    assert green.wait(other) == 43
+    new = in_hub(green, partial(psycopg2.connect, dsn))
+    assert query(new, "45") == 45
+    new.close()
+
+
+def test_large_answer_in_the_hub(green, connect):
+    """It may come in any number of pieces."""
+    conn = connect()
+    text = in_hub(green, partial(query, conn, "repeat('x', 30000000)"))
+    assert len(text) == 30_000_000
+
+
+def test_commit_in_the_hub(green, connect):
+    """So does what ends a transaction."""
+    conn = connect()
+    query(conn)
+    assert in_hub(green, conn.commit) is None
+    assert not conn.closed
+
+
+def test_long_query_in_the_hub(green, conn, connect, monkeypatch):
+    """A query that takes long is an error there: the loop does not stand still."""
+    query(conn)
+    monkeypatch.setattr(hub, "LONGEST_STALL", 0.1)
+    error = in_hub(green, partial(query, conn, "pg_sleep(60)"))
+    assert isinstance(error, psycopg2.ProgrammingError)
+    assert "spawn a greenlet" in str(error)
+    with green.ticking():
+        query(connect(), "pg_sleep(0.1)")
+
+
+def test_limit_in_the_hub(green, conn):
+    """The callback's own limit holds there, too."""
+    set_wait_callback(partial(green.callback, timeout=0.1))
+    error = in_hub(green, partial(query, conn, "pg_sleep(60)"))
+    assert isinstance(error, psycogreen.WaitTimeout)
+
+
+def test_collected_in_the_hub(green, connect):
+    """A connection that the collector's destructor uses in the hub stays alive."""
+    conn = connect()
+    query(conn)
+
+    class Destroyed:
+        def __del__(self):
+            query(conn)
+
+    def collect():
+        destroyed = Destroyed()
+        destroyed.itself = destroyed
+        del destroyed
+        return gc.collect() > 0
+
+    assert in_hub(green, collect) is True
+    assert not conn.closed
+    assert query(conn, "42") == 42
+
+
+def test_without_assertions(green, script):
+    """With python -O a wait in the hub is the same."""
+    script(
+        """
+        from contract_hub import in_hub, query as ask
+        from functools import partial
+        conn = psycopg2.connect(dsn)
+        ask(conn)
+        answer = in_hub(green, partial(ask, conn, "42 from pg_sleep(0.1)"))
+        if answer != 42 or __debug__:
+            sys.exit(f"{answer!r}")
+        """,
+        "-O",
+    )
+
+
+# ---- ends ----------------------------------------------------------------------
+
+
+def in_threads(function, number):
+    """Call *function* in native threads, one after the other; wait for their ends."""
+    for _ in range(number):
+        ended = native.original("_thread", "allocate_lock")()
+        ended.acquire()
+        outcome = []
+
+        def work(ended=ended, outcome=outcome):
+            try:
+                outcome.append(function())
+            finally:
+                ended.release()
+
+        native.start_thread(work)
+        while not ended.acquire(timeout=0.01):
+            pass
+        assert outcome
+
+
+def query_with_a_loop(green, dsn):
+    """Query in a thread that has a loop of its own."""
+    green.sleep(0)
+    conn = psycopg2.connect(dsn)
+    query(conn, "pg_sleep(0.001)")
+    conn.close()
+
+
+def back(count, before):
+    """Wait until *count* is at most what it was: threads end when they like to."""
+    deadline = time.monotonic() + 30
+    while count() > before and time.monotonic() < deadline:
+        gc.collect()
+        native_sleep(0.01)
+    return count() <= before
+
+
+def test_threads_that_end(green, dsn):
+    """A thread that has waited leaves no descriptor and no connection behind."""
+    if os.environ.get("EVENTLET_HUB") == "asyncio":
+        pytest.skip("asyncio's own loops leave theirs")
+    work = partial(query_with_a_loop, green, dsn)
+    in_threads(work, 2)
+    leak = own_leak(partial(in_threads, partial(green.sleep, 0.001), 40))
+    before, entries = descriptors(), len(epoll.entries)
+    in_threads(work, 40)
+    assert back(descriptors, before + leak)
+    assert back(lambda: len(epoll.entries), entries)
+    assert back(lambda: len(epoll._sets), 1)
+
+
+def own_leak(function):
+    """Return how many descriptors the framework itself leaves open in *function*."""
+    gc.collect()
+    before = descriptors()
+    function()
+    gc.collect()
+    return max(descriptors() - before, 0)
+
+
+def test_thread_pool_that_ends(green, dsn):
+    """Nor do the threads of gevent's pool, which destroy their hubs."""
+    if green.name != "gevent":
+        pytest.skip("eventlet's threads for blocking calls have no end")
+    from gevent.threadpool import ThreadPool
+
+    def use():
+        pool = ThreadPool(4)
+        for task in [pool.spawn(query_with_a_loop, green, dsn) for _ in range(8)]:
+            task.get()
+        pool.kill()
+
+    use()
+    native_sleep(0.1)
+    before, entries = descriptors(), len(epoll.entries)
+    for _ in range(5):
+        use()
+    assert back(descriptors, before)
+    assert back(lambda: len(epoll.entries), entries)
+
+
+def test_hubs_that_end(green, script):
+    """A hub that takes another one's place takes the former one's set away."""
+    if os.environ.get("EVENTLET_HUB") == "asyncio":
+        pytest.skip("eventlet's asyncio hub cannot be made twice in a thread")
+    script(
+        """
+        from functools import partial
+        from contract_hub import back, descriptors, own_leak, query as ask
+        from psycogreen._wait import epoll
+        conn = psycopg2.connect(dsn)
+
+        def use(wait):
+            for _ in range(20):
+                wait()
+                green.new_hub()
+
+        query = partial(ask, conn, "pg_sleep(0.001)")
+        use(query)
+        leak = own_leak(partial(use, partial(green.sleep, 0.001)))
+        before = descriptors()
+        use(query)
+        assert back(descriptors, before + leak)
+        assert len(epoll._sets) == 1
+        assert len(epoll.entries) == 1
+        """
+    )
+
+
+def test_connections_that_end(green, dsn):
+    """A connection that is closed and dropped leaves no entry behind."""
+    conns = [psycopg2.connect(dsn) for _ in range(20)]
+    entries = len(epoll.entries)
+    for conn in conns:
+        query(conn)
+        conn.close()
+    assert len(epoll.entries) == entries + 20
+    del conn, conns[:]
+    gc.collect()
+    assert len(epoll.entries) == entries
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_fork_after_a_hub_was_destroyed(green, script):
+    """A destroyed hub keeps no other set from being left to the parent."""
+    if green.name != "gevent":
+        pytest.skip("eventlet's hubs are not destroyed")
+    script(
+        """
+        from psycogreen._wait import native
+        from contract_hub import query as ask
+        hold = native.original("_thread", "allocate_lock")()
+        hold.acquire()
+        ready = []
+
+        def thread():
+            query()
+            green.new_hub()
+            ready.append(True)
+            hold.acquire()
+            hold.release()
+
+        for _ in range(6):
+            native.start_thread(thread)
+        while len(ready) < 6:
+            green.sleep(0.01)
+        conn = psycopg2.connect(dsn)
+        ask(conn)
+        task = green.spawn(ask, conn, "42 from pg_sleep(0.3)")
+        green.sleep(0.05)
+        if not os.fork():
+            green.sleep(1)
+            os._exit(0)
+        native.original("time", "sleep")(0.6)  # the child goes first
+        with green.Timeout(10):
+            assert green.wait(task) == 42
+        os._exit(0)
+        """
+    )
+
+
+def test_thread_with_a_former_ones_number(green, script):
+    """It does not wait with the loop of the thread that had its number before."""
+    script(
+        """
+        from psycogreen._wait import native
+        from contract_hub import in_threads, query as ask
+        get_ident = native.original("_thread", "get_ident")
+        conn = psycopg2.connect(dsn)
+        numbers, outcome, kept = [], [], []
+
+        def first():
+            ask(conn)
+            stuck = psycopg2.connect(dsn)
+            ask(stuck)
+            kept.append(green.spawn(ask, stuck, "pg_sleep(60)"))
+            green.sleep(0.05)
+            numbers.append(get_ident())
+
+        def second():
+            green.sleep(0)
+            outcome.append(ask(conn, "42 from pg_sleep(0.05)"))
+            numbers.append(get_ident())
+
+        for _ in range(20):
+            del numbers[:]
+            in_threads(first, 1)
+            native.original("time", "sleep")(0.05)
+            in_threads(second, 1)
+            if numbers[0] == numbers[1]:
+                break
+        assert numbers[0] == numbers[1]
+        assert set(outcome) == {42}
+        os._exit(0)
+        """
+    )
+
+
+def test_limit_that_ends_in_a_child(green, script):
+    """A limited wait that ends in a forked child leaves the parent's session alone."""
+    script(
+        """
+        from functools import partial
+        from psycogreen._wait import native
+        from psycopg2.extensions import set_wait_callback
+        from contract_hub import query as ask
+        conn = psycopg2.connect(dsn)
+        killed = psycopg2.connect(dsn)
+        set_wait_callback(partial(green.callback, timeout=2))
+        tasks = [
+            green.spawn(ask, each, "42 from pg_sleep(1)") for each in (conn, killed)
+        ]
+        green.sleep(0.1)
+        pid = os.fork()
+        if not pid:
+            green.kill(tasks[1])
+            green.sleep(2.5)
+            os._exit(0)
+        assert [green.wait(task) for task in tasks] == [42, 42]
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert ask(conn, "43") == 43
+        assert ask(killed, "44") == 44
+        """
+    )
+
+
+def test_status_while_loops_are_made(green, dsn):
+    """The figures can be read while other threads begin and end."""
+    import sys
+
+    errors = []
+    going = [True]
+
+    def read():
+        while going:
+            try:
+                psycogreen.status()
+            except BaseException as ex:
+                errors.append(ex)
+                return
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        native.start_thread(read)
+        in_threads(partial(query_with_a_loop, green, dsn), 30)
+    finally:
+        going.clear()
+        sys.setswitchinterval(interval)
+    assert not errors
