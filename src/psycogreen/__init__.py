@@ -5,6 +5,8 @@ way of gevent, eventlet or uWSGI: while one greenlet waits for PostgreSQL the ot
 go on. Importing this package imports psycopg2 and no coroutine library.
 """
 
+import sys as _sys
+
 try:
     import psycopg2 as _psycopg2  # noqa: F401
 except ModuleNotFoundError as ex:
@@ -14,9 +16,14 @@ except ModuleNotFoundError as ex:
         "psycogreen needs psycopg2, which is not installed: "
         "pip install psycopg2-binary (or psycopg2, to build it against your own libpq)"
     )
+    # Python imports this package before the command in it: that is what argv says.
+    if _sys.argv[:1] == ["-m"] and "psycogreen" in _sys.orig_argv:
+        print("psycogreen: cannot check:", msg, file=_sys.stderr)
+        raise SystemExit(2) from ex
     raise ImportError(msg, name="psycopg2") from ex
 
 from psycogreen._check.checking import CheckReport, check
+from psycogreen._check.findings import Finding
 from psycogreen._errors import PatchConflict, WaitTimeout
 from psycogreen._install import Status, patch_psycopg, status, unpatch_psycopg
 from psycogreen._interface.blocking import blocking
@@ -25,6 +32,7 @@ __version__ = "2.0.0rc1"
 
 __all__ = [
     "CheckReport",
+    "Finding",
     "PatchConflict",
     "Status",
     "WaitTimeout",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from psycogreen import _install
-from psycogreen._check.measuring import Figures, measure, stands_still
-from psycogreen._check.tasks import Loop, loop
+from psycogreen._check.findings import Finding, Seen, Worker, findings
+from psycogreen._check.measuring import Figures, measure
+from psycogreen._check.tasks import loop
 from psycogreen._install import Status
 from psycogreen._interface.dsn import for_libpq, shown
 
@@ -28,16 +29,27 @@ class CheckReport(Figures):
     seconds: float
     """How long each of them took on the server."""
 
-    problems: tuple[str, ...]
-    """What stops the loop, each with its remedy."""
+    findings: tuple[Finding, ...]
+    """What is not as it should be: first what stops the loop."""
 
-    remarks: tuple[str, ...]
-    """What else is not as it should be, though the loop goes on."""
+    worker: str | None = None
+    """The server's worker that ``python -m psycogreen check -- ...`` started; ``None``
+    if the function was called."""
 
     @property
     def cooperative(self) -> bool:
         """Whether nothing was found that stops the loop."""
         return not self.problems
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What stops the loop, each with its remedy, in one sentence."""
+        return tuple(str(finding) for finding in self.findings if finding.blocks)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What else is not as it should be, though the loop goes on."""
+        return tuple(str(finding) for finding in self.findings if not finding.blocks)
 
 
 def check(
@@ -65,102 +77,41 @@ def check(
     Raise `psycopg2.Error` if a connection or a query fails, `ValueError` for what
     is no connection string, and `ImportError` for a framework that is missing.
     """
+    name = framework or _framework(_install.status())
+    return examine(dsn, name, queries=queries, seconds=seconds, say=say)
+
+
+def examine(
+    dsn: str,
+    framework: str | None,
+    *,
+    queries: int,
+    seconds: float,
+    say: Callable[[str], object],
+    worker: Worker | None = None,
+) -> CheckReport:
+    """Do what `check` says, in the *worker* of a server if that is not ``None``.
+
+    With ``None`` for *framework* there is no loop to watch.
+    """
     dsn = for_libpq(dsn)
     status = _install.status()
-    name = framework or _framework(status)
-    watched = loop(name) if name else None
+    watched = loop(framework) if framework else None
     figures = Figures()
     if watched and watched.is_here():
         figures = measure(watched, dsn, queries, seconds, say)
+    seen = Seen(status, watched, figures, seconds, worker)
     return CheckReport(
         dsn=shown(dsn),
         status=status,
         queries=queries,
         seconds=seconds,
         **asdict(figures),
-        problems=tuple(_problems(status, watched, figures, seconds)),
-        remarks=tuple(_remarks(status, figures, seconds)),
+        findings=tuple(findings(seen)),
+        worker=f"{worker}, pid {status.pid}" if worker else None,
     )
 
 
 def _framework(status: Status) -> str | None:
     """Return whose loop to watch: who waits, or else who has patched."""
     return status.framework or next(iter(_install.monkey_patched()), None)
-
-
-def _problems(
-    status: Status, watched: Loop | None, figures: Figures, seconds: float
-) -> Iterator[str]:
-    if status.callback is None:
-        yield (
-            "wait callback missing: psycopg2 stops the loop with every query; call "
-            "psycogreen.patch_psycopg() in each worker process"
-        )
-    if watched is None:
-        yield (
-            "monkey patch missing: neither gevent nor eventlet has patched this "
-            "process, in which every wait blocks its thread"
-        )
-        return
-    yield from _missing_patch(watched)
-    if not watched.is_here():
-        yield (
-            f"blocking thread: this is a native thread without {watched.name}'s loop, "
-            "which psycopg2 blocks; make queries in greenlets of the loop's thread"
-        )
-    if status.callback and stands_still(figures.longest_stall or 0, seconds):
-        yield (
-            f"wait callback blocks: the loop stood still for "
-            f"{figures.longest_stall:.2f} s while {status.callback} waited"
-        )
-    yield from _blocking_resolver(status, figures.resolved_by)
-
-
-def _missing_patch(watched: Loop) -> Iterator[str]:
-    missing = [name for name in watched.modules if not watched.is_patched(name)]
-    if missing:
-        others = [name for name in _install.monkey_patched() if name != watched.name]
-        by_others = f"; {others[0]} has patched this process instead" if others else ""
-        yield (
-            f"monkey patch missing: {watched.name} has not patched "
-            f"{', '.join(missing)}{by_others}; call {watched.patch_call} before "
-            "all other imports"
-        )
-
-
-def _blocking_resolver(status: Status, resolved_by: str | None) -> Iterator[str]:
-    if resolved_by == "libpq":
-        yield (
-            "name resolution blocks: libpq itself looks up the host, which stops the "
-            f"loop; {_remedy_for_libpq(status)}"
-        )
-    elif resolved_by == "gevent":
-        yield (
-            "name resolution blocks: gevent's resolver is 'block', which stops the "
-            "loop; unset GEVENT_RESOLVER"
-        )
-
-
-def _remedy_for_libpq(status: Status) -> str:
-    if status.resolve_hosts:
-        return "name the host in the connection string, not in a service file"
-    if (status.callback or "").startswith("psycogreen."):
-        return "leave resolve_hosts=True, patch_psycopg()'s default"
-    return "psycogreen.patch_psycopg() looks names up off the loop"
-
-
-def _remarks(status: Status, figures: Figures, seconds: float) -> Iterator[str]:
-    # Other stalls of connecting are among the problems already.
-    off_loop = figures.resolved_by in (None, "psycogreen")
-    stall = figures.connect_stall or 0
-    if status.callback and off_loop and stands_still(stall, seconds):
-        yield (
-            f"connecting blocks: the loop stood still for {stall:.2f} s while "
-            "connections were opened, in what libpq does by itself (Kerberos, TLS, "
-            "passwords); keep connections open, in a pool"
-        )
-    if figures.connect_timeout_honoured is False:
-        yield (
-            "connect_timeout is not honoured: a server that does not answer keeps a "
-            f"greenlet for ever, with {status.callback}"
-        )

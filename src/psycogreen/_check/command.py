@@ -6,23 +6,32 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Self
+from typing import Any, Self
 
 import psycopg2
 
 from psycogreen import _install
 from psycogreen._check import overview, report
 from psycogreen._check.checking import CheckReport, check
+from psycogreen._check.launching import NoReport, check_worker
 from psycogreen._check.postgres import postgres
+from psycogreen._check.probe import Job
 from psycogreen._check.tasks import LOOPS, loop
+from psycogreen._interface.dsn import for_libpq
 
 COOPERATIVE, BLOCKING, NOT_CHECKED = 0, 1, 2
 """The exit statuses of ``check``."""
+
+_APP_LIMIT = 60  # seconds for the import of --app's module
+
+_OF_A_WORKER = "python -m psycogreen check DSN -- gunicorn -k gevent app:app"
 
 
 class CannotCheck(Exception):
@@ -31,22 +40,51 @@ class CannotCheck(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with *arguments*, ``sys.argv``'s if ``None``; return its status."""
-    given = _parser().parse_args(arguments)
-    if given.command != "check":
-        print("\n".join(overview.lines()))
-        return 0
-    # Ctrl-C just ends it: no hub, and no query, is to make something of it.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    own, server = _divided(sys.argv[1:] if arguments is None else arguments)
+    given = _parser().parse_args(own)
+    if given.command == "check":
+        return _check(given, server)
+    _print("\n".join(overview.lines()))
+    return 0
+
+
+def _print(text: str) -> None:
+    """Print *text*, of which the reader may take as much as it wants: ``| head -1``."""
     try:
-        checked = _run_check(given)
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _divided(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str] | None]:
+    """Return the arguments before ``--``, and a server's command after it."""
+    if "--" not in arguments:
+        return arguments, None
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
+
+
+def _check(given: argparse.Namespace, server: Sequence[str] | None) -> int:
+    try:
+        if server is None:
+            cooperative, text = _check_here(given)
+        else:
+            cooperative, text = _check_server(given, server)
+    except NoReport as ex:
+        return _say_why_not(ex, ex.log)
     except (CannotCheck, ImportError, ValueError, RuntimeError, psycopg2.Error) as ex:
-        print("psycogreen: cannot check:", _one_line(ex), file=sys.stderr)
-        return NOT_CHECKED
-    if given.json:
-        print(json.dumps(report.as_dict(checked), indent=2))
-    else:
-        print("\n".join(report.lines(checked, colours=sys.stdout.isatty())))
-    return COOPERATIVE if checked.cooperative else BLOCKING
+        return _say_why_not(ex)
+    _print(text)
+    return COOPERATIVE if cooperative else BLOCKING
+
+
+def _say_why_not(error: Exception, log: str = "") -> int:
+    print("psycogreen: cannot check:", _one_line(error), file=sys.stderr)
+    if log:
+        print("The server's last lines:", file=sys.stderr)
+        print(textwrap.indent(log, "  "), file=sys.stderr)
+    return NOT_CHECKED
 
 
 def _one_line(error: Exception) -> str:
@@ -67,8 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "check",
         help="try out whether psycopg2 lets others run while it waits",
-        description="Patch as an application would, run queries at once against "
-        "PostgreSQL, and watch the loop meanwhile. The exit status is 0 if it is "
+        usage="%(prog)s [options] [DSN] [-- SERVER'S COMMAND]",
+        description="Run queries at once against PostgreSQL, and watch the loop "
+        "meanwhile: in a worker of the server that the command after -- starts (that "
+        "of gunicorn, uWSGI or Celery), which is ended afterwards; or, without one, in "
+        "this process, patched as an application would. The exit status is 0 if it is "
         "cooperative, 1 if it is BLOCKING, 2 if it could not be checked.",
     )
     _add_options(command)
@@ -130,10 +171,46 @@ def _positive(number: type[int | float]) -> Callable[[str], float]:
     return positive
 
 
-def _run_check(given: argparse.Namespace) -> CheckReport:
-    if given.embedded and given.dsn:
-        msg = "give either DSN or --embedded"
+def _check_here(given: argparse.Namespace) -> tuple[bool, str]:
+    """Check this process; return whether it is cooperative, and what to print."""
+    # Ctrl-C just ends it: no hub, and no query, is to make something of it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    checked = _run_check(given)
+    if given.json:
+        return checked.cooperative, _as_json(report.as_dict(checked))
+    return checked.cooperative, "\n".join(
+        report.lines(checked, colours=sys.stdout.isatty())
+    )
+
+
+def _as_json(found: dict[str, Any]) -> str:
+    return json.dumps(found, indent=2)
+
+
+def _check_server(given: argparse.Namespace, server: Sequence[str]) -> tuple[bool, str]:
+    """Check a worker of the server with that command, as `_check_here` does."""
+    if not server:
+        msg = f"no command after --, such as in: {_OF_A_WORKER}"
         raise CannotCheck(msg)
+    if given.app or given.framework:
+        msg = "with a server's command, give neither --app nor --framework"
+        raise CannotCheck(msg)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _exit)
+    with _server(given) as dsn, _Progress() as progress:
+        colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        job = Job(for_libpq(dsn), given.queries, given.seconds, colours)
+        found = check_worker(server, job, progress.say)
+    text = _as_json(found["report"]) if given.json else "\n".join(found["lines"])
+    return found["cooperative"], text
+
+
+def _exit(number: int, frame: object) -> None:
+    """Exit at a signal by an exception, so that the server is stopped too."""
+    sys.exit(128 + number)
+
+
+def _run_check(given: argparse.Namespace) -> CheckReport:
     framework = given.framework
     if given.app:
         _import_app(given.app)
@@ -161,15 +238,30 @@ def _installed_framework() -> str:
 
 def _import_app(name: str) -> None:
     """Import the module; the name of an object in it, ``module:app``, is let be."""
+    signal.signal(signal.SIGALRM, _give_up_import)
+    signal.alarm(_APP_LIMIT)
     try:
         import_module(name.partition(":")[0])
     except (Exception, SystemExit) as ex:
         msg = f"--app {name!r} cannot be imported: {type(ex).__name__}: {ex}"
         raise CannotCheck(msg) from ex
+    finally:
+        signal.alarm(0)
+
+
+def _give_up_import(sig: int, frame: object) -> None:
+    msg = (
+        f"after {_APP_LIMIT} s the import has not ended. Does the module serve? Guard "
+        f'that with if __name__ == "__main__", or check a server: {_OF_A_WORKER}'
+    )
+    raise TimeoutError(msg)
 
 
 @contextlib.contextmanager
 def _server(given: argparse.Namespace) -> Iterator[str]:
+    if given.embedded and given.dsn:
+        msg = "give either DSN or --embedded"
+        raise CannotCheck(msg)
     if not given.embedded:
         yield given.dsn
         return

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
-from psycopg2.extensions import parse_dsn
+from psycopg2.extensions import make_dsn, parse_dsn
 
 from psycogreen._interface.connecting import named_hosts
 from psycogreen._wait import native
@@ -29,6 +29,9 @@ _PATIENCE = 5.0  # seconds after which nobody thinks that this was honoured
 @dataclass(frozen=True, kw_only=True)
 class Figures:
     """What was measured; ``None`` where there was nothing to measure."""
+
+    server: str | None = None
+    """Where the connections led: the user, the database, the host and the port."""
 
     wall_time: float | None = None
     """Seconds from the first query to the last answer."""
@@ -65,15 +68,17 @@ def measure(
             loop.run_all([partial(_query, conn, seconds) for conn in opened])
             wall_time = time.monotonic() - begin
             stall = ticker.stall()
+        server = _server(opened[0])
         resolved_by = _resolved_by(loop, opened[0])
     finally:
         for conn in opened:
             conn.close()
     honoured = None
     if not stands_still(stall, seconds):
-        say("connecting to a server that does not answer")
+        say("trying connect_timeout, with a server that is made silent")
         honoured = _times_out(loop)
     return Figures(
+        server=server,
         wall_time=wall_time,
         longest_stall=stall,
         connect_stall=connect_stall,
@@ -83,8 +88,11 @@ def measure(
 
 
 def stands_still(stall: float, seconds: float) -> bool:
-    """Return whether *stall* is that of queries of *seconds*, not the machine's."""
-    return stall > seconds / 2
+    """Return whether queries of *seconds* have caused *stall*, not the machine's load.
+
+    A query that blocks stops the loop for its whole duration.
+    """
+    return stall > 0.9 * seconds
 
 
 def _connect(dsn: str, opened: list[connection]) -> None:
@@ -97,6 +105,13 @@ def _connect(dsn: str, opened: list[connection]) -> None:
 
 def _query(conn: connection, seconds: float) -> None:
     conn.cursor().execute("select pg_sleep(%s)", (seconds,))
+
+
+def _server(conn: connection) -> str:
+    info = conn.info
+    return str(
+        make_dsn(user=info.user, dbname=info.dbname, host=info.host, port=info.port)
+    )
 
 
 def _resolved_by(loop: Loop, conn: connection) -> str | None:

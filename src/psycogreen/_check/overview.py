@@ -36,9 +36,9 @@ def _rows() -> Iterator[tuple[str, str | None, str]]:
     folder = os.path.dirname(_install.__file__)
     yield "psycogreen", own_version(), folder
     yield "Python", platform.python_version(), platform.platform()
-    waits = f"waits with {status.callback}" if status.callback else "blocks"
+    waits = f"waits with {status.callback} here" if status.callback else ""
     release = psycopg2.__version__.split()[0]  # type: ignore[attr-defined]
-    yield "psycopg2", release, f"{waits} in this process"
+    yield "psycopg2", release, waits
     built = _libpq_release(psycopg2.__libpq_version__)
     yield "libpq", _libpq_release(libpq_version()), f"psycopg2 was built with {built}"
     yield "gevent", _version("gevent"), _of_framework("gevent", _plugin())
@@ -92,7 +92,20 @@ def _uwsgi() -> tuple[str | None, str]:
     program = shutil.which("uwsgi", path=os.pathsep.join(path))
     if program is None:
         return None, ""
-    answer = subprocess.run(
-        [program, "--version"], capture_output=True, text=True, timeout=10, check=False
-    )
-    return answer.stdout.strip() or "unknown", program
+    return _answer(program) or "unknown", program
+
+
+def _answer(program: str) -> str:
+    """Return which version *program* says it is; nothing if it cannot say."""
+    try:
+        answer = subprocess.run(
+            [program, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip()

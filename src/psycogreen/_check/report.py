@@ -9,13 +9,19 @@ from dataclasses import asdict
 from typing import Any
 
 from psycogreen._check.checking import CheckReport
+from psycogreen._check.measuring import stands_still
 
 _GREEN, _RED, _PLAIN = "\x1b[1;32m", "\x1b[1;31m", "\x1b[0m"
 
 
 def as_dict(report: CheckReport) -> dict[str, Any]:
     """Return the report as what JSON can hold, the verdict first."""
-    return {"verdict": _verdict(report), **asdict(report)}
+    return {
+        "verdict": _verdict(report),
+        **asdict(report),
+        "problems": report.problems,
+        "remarks": report.remarks,
+    }
 
 
 def lines(report: CheckReport, *, colours: bool = False) -> Iterator[str]:
@@ -23,13 +29,13 @@ def lines(report: CheckReport, *, colours: bool = False) -> Iterator[str]:
     verdict = _verdict(report)
     if colours and "NO_COLOR" not in os.environ:
         verdict = f"{_GREEN if report.cooperative else _RED}{verdict}{_PLAIN}"
-    yield verdict + _in_short(report)
+    yield f"{verdict}: {_in_short(report)}"
     for name, value in _rows(report):
         yield f"  {name:<16} {value}"
-    for sentence in report.problems:
-        yield from _item("problem", sentence)
-    for sentence in report.remarks:
-        yield from _item("remark", sentence)
+    for finding in report.findings:
+        kind = "problem" if finding.blocks else "remark"
+        yield from _item(kind, f"{finding.title}: {finding.cause}")
+        yield from _item("remedy", finding.remedy)
 
 
 def _verdict(report: CheckReport) -> str:
@@ -37,17 +43,30 @@ def _verdict(report: CheckReport) -> str:
 
 
 def _in_short(report: CheckReport) -> str:
+    """Return what the verdict is based on."""
+    took = _took(report)
+    if report.cooperative:
+        return took or "a wait callback is installed; no query was tried"
+    title = next(finding.title for finding in report.findings if finding.blocks)
+    # Where queries overlap all the same, their time would speak against the verdict.
+    if took and stands_still(report.longest_stall or 0, report.seconds):
+        return f"{title}, {took}"
+    return title
+
+
+def _took(report: CheckReport) -> str:
     if report.wall_time is None:
         return ""
     return (
-        f": {report.queries} queries of {report.seconds:g} s at once took "
+        f"{report.queries} queries of {report.seconds:g} s at once took "
         f"{report.wall_time:.2f} s"
     )
 
 
 def _rows(report: CheckReport) -> Iterator[tuple[str, str]]:
     status = report.status
-    yield "database", report.dsn or "libpq's default"
+    yield "worker", report.worker or "none: this process was checked, no server"
+    yield "database", report.dsn or report.server or "not tried"
     yield "wait callback", status.callback or "none"
     yield "monkey patch", "in force" if status.monkey_patched else "none"
     if report.longest_stall is not None:

@@ -25,7 +25,7 @@ def for_libpq(dsn: str) -> str:
     try:
         parameters = parse_dsn(dsn)
     except psycopg2.ProgrammingError as ex:
-        reason = str(ex).replace("invalid dsn: ", "").strip()
+        reason = _hint(dsn) or str(ex).replace("invalid dsn: ", "").strip()
         # libpq cites what it stumbled over: that may be a piece of a password.
         if "password" in dsn or "@" in dsn:
             reason = re.sub(r'"[^"]*"', '"..."', reason, flags=re.DOTALL)
@@ -39,6 +39,15 @@ def for_libpq(dsn: str) -> str:
         )
         raise ValueError(msg)
     return dsn
+
+
+def _hint(dsn: str) -> str | None:
+    """Return what to write instead of *dsn*, if that is a usual mistake."""
+    if re.fullmatch(r"[\w-]+", dsn):
+        return f"for the database of that name write dbname={dsn}"
+    if scheme := re.match(r"(?!postgres)(\w+)(\+\w+)?://", dsn):
+        return f"{scheme[1]}:// is another database's, write postgresql://"
+    return None
 
 
 def shown(dsn: str) -> str:

@@ -9,7 +9,6 @@ log, and not in uWSGI's other processes, which run no engine.
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 import uwsgi
@@ -17,6 +16,7 @@ from psycopg2.extensions import get_wait_callback
 
 from psycogreen import patch_psycopg
 from psycogreen._uwsgi.engine import engine
+from psycogreen._uwsgi.postfork import after_fork
 
 __all__: list[str] = []
 
@@ -44,28 +44,5 @@ def _prepare_process() -> None:
         uwsgi.log(f"psycogreen: {framework} wait callback installed{detail} {where}")
 
 
-def _prepare_after_fork() -> None:
-    """Have uWSGI call `_prepare_process` in each process that it forks."""
-    before = getattr(uwsgi, "post_fork_hook", None)
-    # uWSGI knows one hook. uwsgidecorators makes it a list, and replaces what it
-    # finds when it is imported: better now than by the application, later.
-    # Without a master it cannot be imported by anybody.
-    if uwsgi.masterpid():
-        with contextlib.suppress(ModuleNotFoundError):
-            from uwsgidecorators import postfork
-
-            if before and getattr(before, "__module__", "") != postfork.__module__:
-                postfork(before)
-            postfork(_prepare_process)
-            return
-
-    def post_fork_hook() -> None:
-        if before:
-            before()
-        _prepare_process()
-
-    uwsgi.post_fork_hook = post_fork_hook
-
-
 _prepare_process()  # with --lazy-apps the fork is over when this is imported
-_prepare_after_fork()
+after_fork(_prepare_process)

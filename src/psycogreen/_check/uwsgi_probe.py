@@ -1,0 +1,23 @@
+"""What ``check`` has uWSGI import: it probes the first worker that there is."""
+
+from __future__ import annotations
+
+import os
+
+import uwsgi
+
+from psycogreen._check import probe
+from psycogreen._uwsgi.postfork import after_fork
+
+_probed_pid: int | None = None
+
+
+def _probe() -> None:
+    global _probed_pid
+    if uwsgi.worker_id() == 1 and _probed_pid != os.getpid():
+        _probed_pid = os.getpid()
+        probe.in_uwsgi()
+
+
+_probe()  # with --lazy-apps the fork is over when this is imported
+after_fork(_probe)

@@ -1,0 +1,70 @@
+"""The servers that psycogreen has a plugin for, and what makes their workers green."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server: its name, its options, the classes by which its workers are known."""
+
+    name: str
+
+    green: str
+    """The options for workers that run a framework's loop."""
+
+    plugin: str
+    """The options that install the wait callback in such workers."""
+
+    monkey_patch: str = ""
+    """The option that makes such workers monkey-patch, if they do not by themselves."""
+
+    frameworks: Mapping[str, str] = field(default_factory=dict)
+    """The framework of each green worker's class, by the class's module: importing the
+    class of a framework that is not in use would fail, or bring in that framework."""
+
+    def framework_of(self, worker: type) -> str | None:
+        """Return the framework of a worker's class or of its bases, or ``None``."""
+        found = (self.frameworks.get(base.__module__) for base in worker.__mro__)
+        return next(filter(None, found), None)
+
+    @property
+    def how_to_be_green(self) -> str:
+        """What to do about workers that run no framework."""
+        return f"start {self.name} with {self.green} {self.plugin}"
+
+    @property
+    def how_to_install(self) -> str:
+        """What to do about green workers without a wait callback."""
+        return f"start {self.name} with {self.plugin}"
+
+
+GUNICORN = Server(
+    "gunicorn",
+    "-k gevent",
+    "-c python:psycogreen.integrations.gunicorn_conf",
+    frameworks={
+        "gunicorn.workers.ggevent": "gevent",
+        "gunicorn.workers.geventlet": "eventlet",
+        "psycogreen.integrations.eventlet_worker": "eventlet",
+    },
+)
+
+UWSGI = Server(
+    "uWSGI",
+    "--gevent 100 --gevent-early-monkey-patch",
+    "--import psycogreen.integrations.uwsgi",
+    monkey_patch="--gevent-early-monkey-patch",
+)
+
+CELERY = Server(
+    "Celery",
+    "-P gevent",
+    "-I psycogreen.integrations.celery",
+    frameworks={
+        "celery.concurrency.gevent": "gevent",
+        "celery.concurrency.eventlet": "eventlet",
+    },
+)
