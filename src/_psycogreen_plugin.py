@@ -4,20 +4,67 @@ Not part of the psycogreen package, whose import brings in psycopg2: every proce
 that gevent patches loads this, in all environments that psycogreen is installed in.
 """
 
+from __future__ import annotations
+
 import os
+import sys
+from typing import Any
+
+_patched_pid: int | None = None
 
 
 def patch_psycopg(event: object) -> None:
     """Install gevent's wait callback if ``PSYCOGREEN=gevent`` asks for it.
 
-    Raise `ValueError` if the variable asks for anything else.
+    In a gunicorn worker, gunicorn's log says so. Without the variable it warns of a
+    gunicorn worker in which psycopg2 blocks. Raise `ValueError` if the variable asks for
+    anything else.
     """
+    global _patched_pid
+    _patched_pid = _patched_pid or os.getpid()
     value = os.environ.get("PSYCOGREEN", "")
-    if not value:
-        return
-    if value != "gevent":
+    if value not in ("", "gevent"):
         msg = f"PSYCOGREEN={value!r}: it must be 'gevent', or unset"
         raise ValueError(msg)
-    from psycogreen.gevent import patch_psycopg
+    worker = _gunicorn_worker()
+    if value and worker:
+        from psycogreen.integrations._gunicorn import prepare_worker
 
-    patch_psycopg()
+        # Not late if this was forked from a master that had been patched.
+        prepare_worker(worker, "gevent", late=_patched_pid == os.getpid())
+    elif value:
+        from psycogreen.gevent import patch_psycopg
+
+        patch_psycopg()
+    elif worker:
+        import gevent
+
+        gevent.spawn(_warn_if_blocking, worker)
+
+
+def _gunicorn_worker() -> Any:  # noqa: ANN401
+    """Return the gunicorn worker that has called ``patch_all()``, or ``None``."""
+    base = sys.modules.get("gunicorn.workers.base")
+    frame = sys._getframe() if base else None
+    while base and frame:
+        caller = frame.f_locals.get("self")
+        # Not isinstance(), which may import what a lazy proxy stands for.
+        if issubclass(type(caller), base.Worker):
+            return caller
+        frame = frame.f_back
+    return None
+
+
+def _warn_if_blocking(worker: Any) -> None:  # noqa: ANN401
+    """Warn of *worker*, once it has booted, if psycopg2 is in use and blocks it."""
+    import gevent
+
+    while not worker.booted:
+        gevent.sleep(0.1)
+    psycopg2 = sys.modules.get("psycopg2.extensions")
+    if psycopg2 and psycopg2.get_wait_callback() is None:
+        worker.log.warning(
+            "psycogreen: psycopg2 blocks this gevent worker with every query: start "
+            "gunicorn with -c python:psycogreen.integrations.gunicorn_conf, or set "
+            "PSYCOGREEN=gevent (a post_fork of your own replaces an imported one)"
+        )

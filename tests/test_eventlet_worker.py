@@ -126,7 +126,7 @@ def test_preload(serve):
         results = requests(70, f"{server.url}/sleep/0.2")
         assert [result.error for result in results] == [None] * 70
         assert_at_once(results, one_by_one=14)
-        warning = r"\[(\d+)\] \[WARNING\] psycogreen: --preload .* do without --preload"
+        warning = r"\[(\d+)\] \[WARNING\] psycogreen: --preload .* leave out --preload"
         assert pids(server, warning) == pids(server, BOOTING)
         assert not server.matches("ERROR|Traceback")
 
@@ -178,6 +178,7 @@ def test_eventlet_missing(tmp_path, code, complaint):
     remedy = r"psycogreen needs [\d.]+ or newer: pip install 'eventlet>=[\d.]+'"
     assert re.search(f"{complaint}; {remedy}", result.stdout), result.stdout
     assert "Booting worker" not in result.stdout
+    assert "Traceback" not in result.stdout
 
 
 def test_conflict(serve, tmp_path):

@@ -14,7 +14,7 @@ CONF = ("-c", "python:psycogreen.integrations.gunicorn_conf")
 GEVENT_WORKER = ("-k", "psycogreen.integrations.gevent_worker.GeventWorker")
 
 INSTALLED = r"\[(\d+)\] \[INFO\] psycogreen: gevent wait callback installed"
-LEFT_ALONE = r"\[(\d+)\] \[INFO\] psycogreen: no wait callback installed: (.*)"
+LEFT_ALONE = r"\[(\d+)\] \[WARNING\] psycogreen: no wait callback installed: (.*)"
 BOOTING = r"\[(\d+)\] \[INFO\] Booting worker"
 
 WAYS = {
@@ -138,6 +138,8 @@ def test_blocking_workers(serve, worker):
             "asgi": "ASGIWorker",
         }[worker]
         assert all(line[2].startswith(f"{name} is not a gevent") for line in lines)
+        remedy = "-k gevent -c python:psycogreen.integrations.gunicorn_conf"
+        assert all(line[2].endswith(remedy) for line in lines)
 
 
 @pytest.mark.parametrize("conf", [POST_FORK_IMPORTED, POST_FORK_CALLED])
@@ -162,11 +164,72 @@ def test_preload(serve, way):
         assert pids(server, warning) == pids(server, BOOTING)
 
 
-def test_preload_without_connections(serve):
-    """An application that opens its connections in the worker is not warned."""
+PATCHING_CONF = """
+from gevent import monkey; monkey.patch_all()
+from psycogreen.integrations.gunicorn_conf import post_fork
+worker_class = "gevent"
+"""
+LATE = r"\[(\d+)\] \[WARNING\] psycogreen: --preload has imported .* before gevent"
+POOLS = r"\[(\d+)\] \[WARNING\] psycogreen: psycopg2 pools with a lock .*: 1\. "
+
+
+@pytest.mark.parametrize("way", ["configuration", "worker", "both", "plugin"])
+def test_preload_before_the_monkey_patch(serve, way):
+    """Locks that a preloaded application has made are warned of, pools above all."""
+    options = WAYS.get(way, ("-k", "gevent"))
+    env = {"PSYCOGREEN": "gevent"} if way == "plugin" else {}
+    app = "preloaded_pool_app:app"
+    with serve(app, *options, "--preload", "--workers=2", **env) as server:
+        server.await_line(INSTALLED, count=2)
+        assert pids(server, LATE) == pids(server, BOOTING)
+        assert pids(server, POOLS) == pids(server, BOOTING)
+        assert "put 'from gevent import monkey; monkey.patch_all()'" in server.output
+
+
+@pytest.mark.parametrize("plugin", ["", "gevent"])
+def test_preload_after_the_monkey_patch(serve, tmp_path, plugin):
+    """Where the configuration monkey-patches, a preloaded pool works, unwarned."""
+    path = tmp_path / "conf.py"
+    path.write_text(PATCHING_CONF)
+    options = ("-c", str(path), "--preload")
+    with serve("preloaded_pool_app:app", *options, PSYCOGREEN=plugin) as server:
+        results = requests(20, server.url)
+        assert [result.error for result in results] == [None] * 20
+        assert server.matches(INSTALLED)
+        assert "WARNING" not in server.output
+
+
+def test_preload_without_pools(serve):
+    """An application without pools is told of its locks alone, and not without it."""
     with serve("status_app:app", *WAYS["configuration"], "--preload") as server:
         server.await_line(INSTALLED)
+        assert server.matches(LATE)
+        assert not server.matches(POOLS)
+        assert not server.matches("before the fork")
+    with serve("status_app:app", *WAYS["configuration"]) as server:
+        server.await_line(INSTALLED)
         assert "WARNING" not in server.output
+
+
+REPLACED = (
+    POST_FORK_IMPORTED
+    + """
+def post_fork(server, worker):
+    pass
+"""
+)
+
+
+@pytest.mark.parametrize("conf", ["", REPLACED], ids=["none", "replaced"])
+def test_blocking_gevent_worker(serve, tmp_path, conf):
+    """A gevent worker that psycopg2 blocks is warned of, with the remedy."""
+    path = tmp_path / "conf.py"
+    path.write_text(conf)
+    with serve("status_app:app", "-k", "gevent", "-c", str(path)) as server:
+        server.await_line(
+            r"\[WARNING\] psycogreen: psycopg2 blocks this gevent worker .* start "
+            r"gunicorn with -c python:psycogreen\.integrations\.gunicorn_conf"
+        )
 
 
 def test_preload_in_a_blocking_worker(serve):

@@ -89,6 +89,8 @@ def test_gunicorn(dsn, worker):
         results = requests(50, f"{server.url}/sleep/0.2")
         assert [result.error for result in results] == [None] * 50
         assert_at_once(results, one_by_one=10)
+        assert len(server.matches("psycogreen: gevent wait callback installed")) == 1
+        assert not server.matches("WARNING")
 
 
 def test_gunicorn_together_with_the_configuration(dsn):

@@ -23,7 +23,7 @@ INSTALLED = (
     r" in worker (\d+) \(pid: (\d+)\)"
 )
 LEFT_ALONE = (
-    r"psycogreen: no wait callback installed in worker (\d+) \(pid: (\d+)\), "
+    r"psycogreen: warning: no wait callback installed in worker (\d+) \(pid: (\d+)\), "
     r"psycopg2 (?:blocks as usual|is left as it is): (.*)"
 )
 SPAWNED = r"spawned uWSGI worker (\d+).*\((?:new )?pid: (\d+)"
@@ -394,6 +394,17 @@ def test_examples(serve_uwsgi, examples, build, engine):
         assert not re.search(r"\[strict-mode\] unknown|DANGER", server.output)
 
 
+@pytest.mark.parametrize("options", [(), ("--master", "--lazy-apps")])
+def test_monkey_patch_missing(serve_uwsgi, options):
+    """A gevent engine without a monkey patch is warned of, once a worker."""
+    warning = r"psycogreen: warning: gevent has not monkey-patched .* worker (\d+) "
+    with serve_uwsgi("pypi", "gevent", *options, APP) as server:
+        line = server.await_line(warning)[0]
+        assert line.string.endswith("--gevent-early-monkey-patch")
+        request(f"{server.url}/plain/x/0.0")
+        assert len(server.matches(warning)) == 1
+
+
 @each_own_engine
 def test_explicit_example(serve_uwsgi, engine):
     """The example of asynchronous connections serves requests together."""
@@ -411,6 +422,7 @@ def test_docs_have_the_log_lines():
         "uwsgi wait callback installed (greenlet) in worker",
         "uwsgi wait callback installed (ugreen) in worker",
         "no wait callback installed in worker",
+        "psycogreen: warning: gevent has not monkey-patched the process in worker",
         "psycogreen: warning: uGreen's stacks are",
         "psycogreen: warning: a request under uGreen that waits for the rest",
     ):

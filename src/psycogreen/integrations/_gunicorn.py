@@ -8,36 +8,59 @@ from __future__ import annotations
 
 import gc
 import os
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from psycopg2.extensions import connection
 
 from psycogreen import patch_psycopg
+from psycogreen._install import monkey_patched
+from psycogreen._servers import GUNICORN
+from psycogreen._wait import native
 
 if TYPE_CHECKING:
     from gunicorn.workers.base import Worker
 
+_IN_CONFIGURATION = {
+    "gevent": ", or put 'from gevent import monkey; monkey.patch_all()' first in "
+    "gunicorn's configuration",
+    # Patched by eventlet, gunicorn's master fails when it is told to stop.
+    "eventlet": "",
+}
+
 _prepared_pid: int | None = None
 
 
-def prepare_worker(worker: Worker, framework: str | None) -> None:
+def prepare_worker(
+    worker: Worker, framework: str | None, *, late: bool | None = None
+) -> None:
     """Install the callback of *framework*; ``None`` leaves psycopg2 blocking.
 
-    Either is said in gunicorn's log. Done once in each worker: a call that
-    finds it done does nothing.
+    gunicorn's log says which. *late* tells whether the worker itself monkey-patches,
+    which is after the import of a preloaded application; ``None`` finds it out, and
+    needs a call before that patch. The first call in each worker does this, later ones
+    do nothing.
     """
     global _prepared_pid
     if _prepared_pid == os.getpid():
         return
     _warn_of_inherited_connections(worker)
     if framework:
+        if late is None:
+            late = framework not in monkey_patched()
+        if late and worker.cfg.preload_app:
+            _warn_of_preloading(worker, framework)
         patch_psycopg(framework)
-        worker.log.info("psycogreen: %s wait callback installed", framework)
-    else:
         worker.log.info(
+            "psycogreen: %s wait callback installed, this worker is green", framework
+        )
+    else:
+        worker.log.warning(
             "psycogreen: no wait callback installed: %s is not a gevent or eventlet "
-            "worker, psycopg2 blocks in it as usual",
+            "worker, psycopg2 blocks in it as usual; to make it green, %s",
             type(worker).__name__,
+            GUNICORN.how_to_be_green,
         )
     _prepared_pid = os.getpid()
 
@@ -48,12 +71,7 @@ def _warn_of_inherited_connections(worker: Worker) -> None:
     Their socket was duplicated by the fork: what two workers write to it comes
     to the server mixed, and either may read the answer meant for the other.
     """
-    # Not isinstance(), which asks an object for its __class__: a lazy proxy
-    # among all the objects of the application would come to life.
-    inherited = sum(
-        issubclass(type(thing), connection) and not thing.closed
-        for thing in gc.get_objects()
-    )
+    inherited = _count(connection, lambda conn: not conn.closed)
     if inherited:
         worker.log.warning(
             "psycogreen: open psycopg2 connections made before the fork: %d. Every "
@@ -62,3 +80,42 @@ def _warn_of_inherited_connections(worker: Worker) -> None:
             "application (SQLAlchemy: call engine.dispose(close=False) in post_fork)",
             inherited,
         )
+
+
+def _warn_of_preloading(worker: Worker, framework: str) -> None:
+    """Warn of an application that was imported before the monkey patch."""
+    instead = _IN_CONFIGURATION[framework]
+    worker.log.warning(
+        "psycogreen: --preload has imported the application before %s could "
+        "monkey-patch it: its threading.local() objects are shared by all requests, its "
+        "threading.Lock() objects stop the worker when one request waits for another: "
+        "leave out --preload%s",
+        framework,
+        instead,
+    )
+    pool = sys.modules.get("psycopg2.pool")
+    native_lock = type(native.original("_thread", "allocate_lock")())
+    # eventlet's monkey patch replaces the locks that it finds in objects.
+    if pool is None or framework == "eventlet":
+        return
+    pools = _count(
+        pool.AbstractConnectionPool,
+        lambda pool: any(type(value) is native_lock for value in vars(pool).values()),
+    )
+    if pools:
+        worker.log.warning(
+            "psycogreen: psycopg2 pools with a lock made before the monkey patch: %d. "
+            "When one request waits for such a lock, the worker stops answering: "
+            "make the pools in the worker%s",
+            pools,
+            instead,
+        )
+
+
+def _count(kind: type, condition: Callable[[Any], bool]) -> int:
+    """Return how many objects of *kind* meet the condition."""
+    # Not isinstance(), which asks an object for its __class__: a lazy proxy
+    # among all the objects of the application would come to life.
+    return sum(
+        issubclass(type(thing), kind) and condition(thing) for thing in gc.get_objects()
+    )

@@ -4,8 +4,8 @@
 
 or, in the configuration, ``include = ["psycogreen.integrations.celery"]``. The
 pool decides: gevent's and eventlet's get their wait callback, once in each worker
-process; in any other (prefork, threads, solo) psycopg2 blocks as usual. Either is
-said in the worker's log, at level INFO.
+process, with a line at level INFO in its log; in any other (prefork, threads, solo)
+psycopg2 blocks as usual, and a warning in the log says so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from celery import signals
 from celery.concurrency import get_implementation
 
 from psycogreen import PatchConflict, patch_psycopg, status
+from psycogreen._servers import CELERY
 
 if TYPE_CHECKING:
     from celery.apps.worker import Worker
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 logger = logging.getLogger("psycogreen")
-
-_FRAMEWORK_OF_POOL = {
-    "celery.concurrency.gevent": "gevent",
-    "celery.concurrency.eventlet": "eventlet",
-}
 
 
 def _install(sender: Worker, **_: object) -> None:
@@ -48,14 +44,17 @@ def _log(instance: Worker, **_: object) -> None:
     """Say what was installed, now that Celery's log is there."""
     framework = _framework(instance)
     if framework is None:
-        logger.info(
+        logger.warning(
             "psycogreen: no wait callback installed: %s is not a gevent or eventlet "
-            "pool, psycopg2 blocks in it as usual",
+            "pool, psycopg2 blocks in it as usual; to make it green, %s",
             get_implementation(instance.pool_cls).__module__,
+            CELERY.how_to_be_green,
         )
         return
-    logger.info("psycogreen: %s wait callback installed", framework)
-    if not status().monkey_patched:
+    is_patched = status().monkey_patched
+    verdict = ", this worker is green" if is_patched else ""
+    logger.info("psycogreen: %s wait callback installed%s", framework, verdict)
+    if not is_patched:
         logger.warning(
             "psycogreen: %s has not monkey-patched this worker, all waits but "
             "psycopg2's block it: name the pool on the command line (-P %s), where "
@@ -66,9 +65,7 @@ def _log(instance: Worker, **_: object) -> None:
 
 
 def _framework(worker: Worker) -> str | None:
-    pool = get_implementation(worker.pool_cls)
-    found = (_FRAMEWORK_OF_POOL.get(base.__module__) for base in pool.__mro__)
-    return next(filter(None, found), None)
+    return CELERY.framework_of(get_implementation(worker.pool_cls))
 
 
 signals.worker_init.connect(_install)

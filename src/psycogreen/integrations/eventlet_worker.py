@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import ssl
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +21,14 @@ from typing import TYPE_CHECKING
 
 from psycogreen._requirements import require
 
-require("eventlet")
+try:
+    require("eventlet")
+except ImportError as ex:
+    # Of an ImportError gunicorn would print the traceback, not the remedy alone.
+    if "gunicorn.arbiter" in sys.modules:
+        msg = f"psycogreen: {ex}"
+        raise SystemExit(msg) from ex
+    raise
 
 import eventlet
 from eventlet import getcurrent, hubs, patcher
@@ -79,15 +87,8 @@ class EventletWorker(AsyncWorker):
         """Make the process green, then go on as gunicorn does (this runs the worker)."""
         # Until gunicorn's handlers are in place a signal to stop would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
-        prepare_worker(self, "eventlet")
         late = self.cfg.preload_app and not patcher.is_monkey_patched("thread")
-        if late:
-            self.log.warning(
-                "psycogreen: --preload has imported the application before eventlet "
-                "could monkey-patch it: its threading.local() objects are shared by "
-                "all requests, its threading.Lock() objects stop the worker when one "
-                "request waits for another: do without --preload"
-            )
+        prepare_worker(self, "eventlet", late=late)
         monkey_patch(preloaded=late)
         self.sockets = [green_listener(bound) for bound in self.sockets]
         super().init_process()

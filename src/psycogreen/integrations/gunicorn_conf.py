@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from psycogreen._servers import GUNICORN
 from psycogreen.integrations._gunicorn import prepare_worker
 
 if TYPE_CHECKING:
@@ -20,27 +21,17 @@ if TYPE_CHECKING:
 # gunicorn takes every name of this module that is one of its settings as one.
 __all__ = ["post_fork"]
 
-# By name: importing the class of a framework that is not in use would fail, or
-# bring in a library that nobody asked for.
-_FRAMEWORK_OF_WORKER = {
-    "gunicorn.workers.ggevent": "gevent",
-    "gunicorn.workers.geventlet": "eventlet",
-    "psycogreen.integrations.eventlet_worker": "eventlet",
-}
-
 
 def post_fork(server: Arbiter, worker: Worker) -> None:
     """Install the wait callback that suits *worker*, once, and log that.
 
     The worker's class decides: gevent's and all that derive from it, eventlet's
     (gunicorn's own, up to version 25, and psycogreen's). Any other worker is
-    left blocking, and the log says so. Connections that were opened before the
+    left blocking, and the log warns of it. Connections that were opened before the
     fork are warned of: call this before anything that opens some.
 
     gunicorn calls this in each new worker before it monkey-patches. Raise
     `psycogreen.PatchConflict` if another callback is installed: then the worker
     does not boot.
     """
-    modules = (base.__module__ for base in type(worker).__mro__)
-    frameworks = (_FRAMEWORK_OF_WORKER.get(name) for name in modules)
-    prepare_worker(worker, next(filter(None, frameworks), None))
+    prepare_worker(worker, GUNICORN.framework_of(type(worker)))

@@ -15,6 +15,8 @@ import uwsgi
 from psycopg2.extensions import get_wait_callback
 
 from psycogreen import patch_psycopg
+from psycogreen._install import monkey_patched
+from psycogreen._servers import UWSGI
 from psycogreen._uwsgi.engine import engine
 from psycogreen._uwsgi.postfork import after_fork
 
@@ -37,11 +39,26 @@ def _prepare_process() -> None:
     except (ImportError, RuntimeError) as ex:
         state = "is left as it is" if get_wait_callback() else "blocks as usual"
         uwsgi.log(
-            f"psycogreen: no wait callback installed {where}, psycopg2 {state}: {ex}"
+            f"psycogreen: warning: no wait callback installed {where}, "
+            f"psycopg2 {state}: {ex}"
         )
-    else:
-        detail = "" if framework == "gevent" else f" ({engine()})"
-        uwsgi.log(f"psycogreen: {framework} wait callback installed{detail} {where}")
+        return
+    detail = "" if framework == "gevent" else f" ({engine()})"
+    uwsgi.log(f"psycogreen: {framework} wait callback installed{detail} {where}")
+    if framework == "gevent":
+        import gevent
+
+        # It runs with the loop, when uWSGI and the application have had their turn.
+        gevent.spawn(_warn_if_unpatched, where)
+
+
+def _warn_if_unpatched(where: str) -> None:
+    if "gevent" not in monkey_patched():
+        uwsgi.log(
+            f"psycogreen: warning: gevent has not monkey-patched the process {where}, "
+            "all waits but psycopg2's stop its loop: start uWSGI with "
+            f"{UWSGI.monkey_patch}"
+        )
 
 
 _prepare_process()  # with --lazy-apps the fork is over when this is imported
