@@ -1,0 +1,19 @@
+"""Everything at once that has ended the waits of a loop before."""
+
+import pytest
+from conftest import TESTS
+
+BACKENDS = ["gevent-libev", "gevent-pure", "eventlet-epolls", "eventlet-pure"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_short_storm(python, backend):
+    """No wait is lost, no answer goes astray, and nothing is left."""
+    python(TESTS / "storm.py", backend, "2")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_long_storm(python, backend):
+    """Nor in a minute."""
+    python(TESTS / "storm.py", backend, "60", timeout=600)
