@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def query(times: int, seconds: float) -> None:
     """Run queries that take some seconds each, one after the other."""
-    connection = psycopg2.connect(os.environ.get("DSN", "dbname=postgres"))
+    connection = psycopg2.connect(os.environ.get("DSN", ""))
     cursor = connection.cursor()
     for n in range(times):
         logger.info("query %d start", n)

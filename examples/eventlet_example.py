@@ -1,6 +1,6 @@
 """Queries and downloads that overlap, under eventlet.
 
-DSN=dbname=postgres python eventlet_example.py
+python eventlet_example.py
 """
 
 import eventlet

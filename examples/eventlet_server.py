@@ -1,6 +1,9 @@
 """A server of one's own on eventlet.wsgi, which patches psycopg2 itself.
 
-DSN=dbname=postgres python eventlet_server.py
+Run it, and ask it::
+
+    python eventlet_server.py
+    curl http://127.0.0.1:8000/sleep/1
 """
 
 import eventlet
@@ -11,9 +14,11 @@ import psycogreen
 
 psycogreen.patch_psycopg()
 
+import os
+
 from eventlet import wsgi
 from flask_app import app
 
-sock = eventlet.listen(("127.0.0.1", 0))
+sock = eventlet.listen(("127.0.0.1", int(os.environ.get("PORT", "8000"))))
 print(f"Listening at: http://127.0.0.1:{sock.getsockname()[1]}", flush=True)
 wsgi.server(sock, app)

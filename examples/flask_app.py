@@ -5,8 +5,10 @@ Run it where a worker stands still for every query, and where it does not::
     gunicorn -k gevent flask_app:app
     gunicorn -k gevent -c python:psycogreen.integrations.gunicorn_conf flask_app:app
     gunicorn -k psycogreen.integrations.eventlet_worker.EventletWorker flask_app:app
+    curl http://127.0.0.1:8000/sleep/1
 
-The environment variable DSN says where the database is, in libpq's words.
+The environment variable DSN says where the database is, in libpq's words. Without it
+libpq's own environment does (PGHOST, PGDATABASE and so on).
 """
 
 import os
@@ -22,12 +24,13 @@ app = Flask(__name__)
 # A request that finds all of them busy waits for one.
 engine = create_engine(
     "postgresql+psycopg2://",
-    creator=lambda: psycopg2.connect(os.environ["DSN"]),
+    creator=lambda: psycopg2.connect(os.environ.get("DSN", "")),
     pool_size=50,
     max_overflow=0,
 )
 
 
+@app.get("/sleep/<int:seconds>")
 @app.get("/sleep/<float:seconds>")
 def sleep(seconds: float) -> dict[str, float]:
     """Let PostgreSQL take its time."""
@@ -54,6 +57,7 @@ def hit() -> dict[str, int]:
         return {"n": connection.execute(update).scalar_one()}
 
 
+@app.post("/hold/<int:seconds>")
 @app.post("/hold/<float:seconds>")
 def hold(seconds: float) -> dict[str, float]:
     """Keep the row locked while something else, outside PostgreSQL, takes its time."""

@@ -1,6 +1,6 @@
 """Queries and downloads that overlap, under gevent.
 
-DSN=dbname=postgres python gevent_example.py
+python gevent_example.py
 """
 
 from gevent import monkey

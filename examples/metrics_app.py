@@ -3,6 +3,7 @@
 One worker::
 
     gunicorn -k psycogreen.integrations.gevent_worker.GeventWorker metrics_app:app
+    curl http://127.0.0.1:8000/metrics
 
 Several workers, of which each answers for all::
 

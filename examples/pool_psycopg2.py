@@ -1,6 +1,6 @@
 """psycopg2's own pool, made to wait when all of its connections are in use.
 
-DSN=dbname=postgres python pool_psycopg2.py
+python pool_psycopg2.py
 """
 
 from gevent import monkey
@@ -51,7 +51,7 @@ def query(n: int) -> int:
         return int(cursor.fetchone()[0])
 
 
-pool = WaitingPool(5, os.environ["DSN"])
+pool = WaitingPool(5, os.environ.get("DSN", ""))
 
 if __name__ == "__main__":
     print(sum(Pool(50).map(query, range(50))))

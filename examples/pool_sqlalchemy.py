@@ -1,6 +1,6 @@
 """SQLAlchemy's pool, green: fifty queries at once over five connections.
 
-DSN=dbname=postgres python pool_sqlalchemy.py
+python pool_sqlalchemy.py
 """
 
 from gevent import monkey
@@ -19,7 +19,7 @@ from sqlalchemy import create_engine, text
 
 engine = create_engine(
     "postgresql+psycopg2://",
-    creator=lambda: psycopg2.connect(os.environ["DSN"]),
+    creator=lambda: psycopg2.connect(os.environ.get("DSN", "")),
     pool_size=5,
     max_overflow=0,  # no connection beyond these
     pool_timeout=30,  # seconds to wait for one

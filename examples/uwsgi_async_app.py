@@ -1,7 +1,10 @@
 """psycopg2's own asynchronous connections under uWSGI, waited for explicitly.
 
-DSN=dbname=postgres uwsgi --async 50 --greenlet --module uwsgi_async_app \
-    --http-socket 127.0.0.1:8000
+Run it, and ask it::
+
+    uwsgi --async 50 --greenlet --module uwsgi_async_app \
+        --http-socket 127.0.0.1:8000 --die-on-term
+    curl http://127.0.0.1:8000/1
 
 Nothing is installed: only what asks for it lets other requests run.
 """
@@ -19,7 +22,7 @@ from psycogreen.uwsgi import uwsgi_wait_callback
 @contextmanager
 def connect() -> Iterator[connection]:
     """Open an asynchronous connection, and close it."""
-    conn = psycopg2.connect(os.environ["DSN"], async_=True)
+    conn = psycopg2.connect(os.environ.get("DSN", ""), async_=True)
     try:
         uwsgi_wait_callback(conn)  # until it is open
         yield conn

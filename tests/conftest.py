@@ -196,6 +196,12 @@ def dsn(server: Server) -> str:
 
 
 @pytest.fixture
+def libpq(server: Server) -> dict[str, str]:
+    """What lets libpq find the server by itself, as examples expect."""
+    return {"PGHOST": server.host, "PGPORT": str(server.port), "PGUSER": "postgres"}
+
+
+@pytest.fixture
 def active(dsn: str) -> Iterator[Callable[[str], int]]:
     """Return how many queries like the pattern PostgreSQL is running."""
     conn = psycopg2.connect(dsn)

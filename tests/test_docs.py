@@ -28,12 +28,6 @@ cursor.execute("create temporary table numbers (n int, name text)")
 }
 
 
-@pytest.fixture
-def libpq(server):
-    """What lets libpq find the server by itself, as examples expect."""
-    return {"PGHOST": server.host, "PGPORT": str(server.port), "PGUSER": "postgres"}
-
-
 BLOCKS = [
     pytest.param(GIVEN.get(path.name, "") + block, id=f"{path.name}-{n}")
     for path in PAGES
@@ -76,6 +70,38 @@ def test_links(path):
     assert not re.findall(
         r"<(?!https?:)[\w./-]+(?:\.rst|\.py|\.ini|/\w+)>`_", path.read_text()
     )
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_install_lines(path):
+    """What is installed is this version or newer, and no other package's pre-release."""
+    for line in re.findall(r"pip install.*psycogreen.*", path.read_text()):
+        assert re.search(r"'psycogreen(\[[\w,]+\])?>=2\.0\.0rc1'", line), line
+        assert "--pre" not in line
+
+
+REPOSITORY = r"https://(?:raw\.githubusercontent|github)\.com/psycopg/psycogreen/"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_to_the_repository(path):
+    """A link to a file of the repository leads to one that exists."""
+    for name in re.findall(
+        rf"{REPOSITORY}(?:blob/|tree/)?HEAD/([\w./-]+)", path.read_text()
+    ):
+        assert (ROOT / name).exists(), name
+
+
+def test_readme_links_are_absolute():
+    """The README is also read where the repository's other files are not: on PyPI."""
+    text = (ROOT / "README.rst").read_text()
+    assert "blob/HEAD/docs/index.rst" in text
+    targets = re.findall(
+        r"<(\S+)>`_|^\.\. (?:_[^:]+|image:): (\S+)", text, re.MULTILINE
+    )
+    targets = ["".join(target) for target in targets]
+    assert targets
+    assert all(target.startswith("https://") for target in targets), targets
 
 
 def test_examples_are_tested():

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import uwsgi_builds
-from load import requests
+from load import request, requests
 from overlap import assert_at_once
-from servers import ROOT, HttpServer
+from servers import ROOT, HttpServer, gunicorn
 from uwsgi_builds import ENGINES
 
 
@@ -15,13 +15,29 @@ from uwsgi_builds import ENGINES
 def test_server(framework, dsn, examples):
     """A server of one's own, which calls patch_psycopg() itself, is green."""
     program = str(examples / f"{framework}_server.py")
-    env = {"DSN": dsn, "PYTHONPATH": str(examples)}
+    env = {"DSN": dsn, "PORT": "0", "PYTHONPATH": str(examples)}
     with HttpServer(sys.executable, "-P", program, env=env) as server:
         server.await_listening()
         requests(50, f"{server.url}/sleep/0.0")  # opens the connections
         results = requests(50, f"{server.url}/sleep/0.2")
         assert [result.error for result in results] == [None] * 50
         assert_at_once(results, one_by_one=10)
+
+
+def test_libpq_environment(server, libpq):
+    """Without DSN libpq's own environment counts; whole seconds need no point."""
+    env = {"DSN": "", **libpq}
+    with gunicorn("flask_app:app", "-k", "gevent", env=env) as worker:
+        answer = request(f"{worker.url}/sleep/0")
+        assert (answer.error, answer.body.strip()) == (None, '{"slept":0}')
+
+
+def test_no_variable_is_required(examples):
+    """No example ends with a KeyError: each variable has a default."""
+    files = [*examples.rglob("*.py")]
+    assert files
+    for path in files:
+        assert "os.environ[" not in path.read_text(), path
 
 
 @pytest.mark.full

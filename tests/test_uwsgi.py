@@ -392,6 +392,7 @@ def test_examples(serve_uwsgi, examples, build, engine):
         assert_at_once(results, one_by_one=10)
         assert not server.matches("psycogreen: warning")
         assert not re.search(r"\[strict-mode\] unknown|DANGER", server.output)
+        server.stop()  # with SIGTERM, as systemd and docker do
 
 
 @pytest.mark.parametrize("options", [(), ("--master", "--lazy-apps")])

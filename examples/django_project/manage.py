@@ -1,7 +1,7 @@
 """Django's commands, green with PSYCOGREEN=gevent.
 
-DSN=dbname=postgres python manage.py check --database default
-PSYCOGREEN=gevent DSN=dbname=postgres python -m gevent.monkey manage.py ...
+python manage.py check --database default
+PSYCOGREEN=gevent python -m gevent.monkey manage.py ...
 """
 
 import os

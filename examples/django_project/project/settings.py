@@ -1,4 +1,4 @@
-"""The least that Django needs. DSN says where the database is."""
+"""The least that Django needs. DSN, or libpq's environment, names the database."""
 
 import os
 
@@ -12,7 +12,7 @@ INSTALLED_APPS: list[str] = []
 MIDDLEWARE: list[str] = []
 USE_TZ = True
 
-_dsn = parse_dsn(os.environ["DSN"])
+_dsn = parse_dsn(os.environ.get("DSN", ""))
 DATABASES = {
     "default": {
         "ENGINE": "psycogreen.integrations.django",

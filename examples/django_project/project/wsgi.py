@@ -1,6 +1,9 @@
 """The application that a server runs.
 
-gunicorn -k gevent -c python:psycogreen.integrations.gunicorn_conf project.wsgi
+Run it, and ask it for a query of 300 ms::
+
+    gunicorn -k gevent -c python:psycogreen.integrations.gunicorn_conf project.wsgi
+    curl http://127.0.0.1:8000/sleep/300
 """
 
 import os
