@@ -111,7 +111,7 @@ def _stall(result: Result) -> str:
     if not result.contender.ticks:
         return "not measured"
     stall = result.longest_stall
-    return "for ever" if stall is None else f"{stall * 1000:.0f} ms"
+    return "forever" if stall is None else f"{stall * 1000:.0f} ms"
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Contender:
 _gunicorn = partial(gunicorn, "demo_app:app", "-k", "gevent")
 
 CONTENDERS = [
-    Contender("psycopg2 as it comes", _gunicorn),
+    Contender("without psycogreen", _gunicorn),
     Contender("with psycogreen", partial(_gunicorn, "-c", CONF)),
 ]
 

@@ -51,7 +51,7 @@ def setup() -> dict[str, int]:
 
 @app.post("/hit")
 def hit() -> dict[str, int]:
-    """Count one up, which waits for whoever has locked the row."""
+    """Count one up, which waits for the transaction that has locked the row."""
     with engine.begin() as connection:
         update = text("update hits set n = n + 1 where id = 1 returning n")
         return {"n": connection.execute(update).scalar_one()}

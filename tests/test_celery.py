@@ -96,7 +96,7 @@ def test_two_workers(start, celery_app, pool):
 
 
 def test_without_psycogreen(start, celery_app):
-    """Without it the tasks wait for each other: the test above can fail."""
+    """Without psycogreen the tasks wait for each other: the test above can fail."""
     worker = start("-P", "gevent", "-c", "100")
     worker.await_line(r"w1@\S+ ready")
     begin = time.monotonic()

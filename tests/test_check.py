@@ -95,7 +95,7 @@ def test_cooperative(command, named_dsn, framework):
 
 
 def test_embedded(command):
-    """With a throw-away server it needs no database."""
+    """With a throw-away server the check needs no database."""
     result = command("check", "--embedded", "--json", *QUICK)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
@@ -147,7 +147,7 @@ def test_callback_missing(check_app, patch):
 
 
 def test_nothing_patched(check_app):
-    """A process with neither is told both."""
+    """A process with neither patch is told of both."""
     report = check_app("")
     assert causes(report) == ["wait callback missing", "monkey patch missing"]
     assert report["wall_time"] is None
@@ -222,7 +222,7 @@ _socket.getaddrinfo = slow
 
 
 def test_stall_while_connecting(check_app):
-    """What stops the loop while it connects is not laid at the callback's door."""
+    """A stall while connecting is not blamed on the callback."""
     code = (
         "from gevent import monkey\n" + SLOW_RESOLVER + GEVENT + PSYCOGREEN.format("")
     )
@@ -254,7 +254,7 @@ def test_stall_of_libpq_while_connecting(check_app):
 
 
 def test_callback_of_eventlets_own(check_app, dsn):
-    """What eventlet brings along lets others run, but knows no connect_timeout."""
+    """Eventlet's own callback is cooperative, but ignores connect_timeout."""
     report = check_app("import eventlet; eventlet.monkey_patch()", dsn)
     assert report["verdict"] == "cooperative"
     assert report["connect_timeout_honoured"] is False
@@ -468,7 +468,7 @@ def test_no_colour(dsn):
 
 
 def test_overview(command):
-    """Without a command: the versions found, and what is installed in them."""
+    """Without a command, the versions found are printed, with what is installed."""
     result = command()
     assert result.returncode == 0, result.stderr
     rows = dict(line.split(None, 1) for line in result.stdout.splitlines())
@@ -584,5 +584,5 @@ def test_codes(check_app):
 
 
 def test_version(command):
-    """The version alone."""
+    """--version prints the version alone."""
     assert command("--version").stdout == f"psycogreen {psycogreen.__version__}\n"

@@ -178,7 +178,7 @@ def test_verdict(check, dsn, name):
 
 @pytest.mark.parametrize("name", UWSGI_ENGINES)
 def test_verdict_on_uwsgi(check, find_uwsgi, dsn, name):
-    """So is one of uWSGI's; under its own engines the installation is looked at."""
+    """A uWSGI worker is judged by queries, or by what is installed for its engine."""
     expected = UWSGI_ENGINES[name]
     command = (*find_uwsgi("pypi").command(None), *UWSGI, *expected.command)
     found = check(*command, options=(dsn, "--json", *QUICK))

@@ -410,7 +410,7 @@ def test_metrics(run):
 
 
 def test_metrics_of_several_processes(run, tmp_path):
-    """They are written down where several processes' figures are collected."""
+    """The pools' figures are written where those of several processes are collected."""
     run(
         "native",
         'setup({"default": database({"min_size": 0, "max_size": 3})})'

@@ -105,7 +105,7 @@ def test_stop_with_idle_clients(serve):
 
 
 def test_stop_with_idle_tls_clients(serve, certificate, tls):
-    """The same over TLS."""
+    """Idle connections over TLS end with the worker."""
 
     def wrap(client):
         return tls.wrap_socket(client, server_hostname="localhost")

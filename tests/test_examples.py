@@ -45,16 +45,16 @@ def test_demo(python, tmp_path, monkeypatch):
     """The demo shows a worker that stands still, and one that does not."""
     monkeypatch.chdir(tmp_path)
     output = python(ROOT / "demo", COLUMNS="200")
-    rows = re.findall(r"│ (psycopg2 as it comes|with .*?) +│ +(\d+) of (\d+)", output)
+    rows = re.findall(r"│ (without psycogreen|with .*?) +│ +(\d+) of (\d+)", output)
     green = ["with psycogreen"]
     if uwsgi_builds.built():
         green += [f"with psycogreen, uWSGI {engine}" for engine in ENGINES]
     else:
         assert "make uwsgi builds one" in output
     assert rows == [
-        ("psycopg2 as it comes", "50", "50"),
+        ("without psycogreen", "50", "50"),
         *[(name, "50", "50") for name in green],
-        ("psycopg2 as it comes", "0", "21"),
+        ("without psycogreen", "0", "21"),
         *[(name, "21", "21") for name in green],
     ], output
     assert f"{tmp_path}/timeline.svg" in output

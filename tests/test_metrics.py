@@ -91,7 +91,7 @@ def test_registered_twice():
 
 
 def test_written_twice(python, tmp_path):
-    """Nor may a process write its figures twice: they would be doubled."""
+    """A process that writes its figures already refuses to write them twice."""
     python(
         "from psycogreen.integrations import metrics\n"
         "metrics.register()\n"
@@ -189,7 +189,7 @@ def test_writer_is_started_again(python, tmp_path):
 def test_written_after_a_fork(python, tmp_path, framework):
     """A fork does not go on writing, though it inherits the greenlet that does.
 
-    It may register anew, and then begins at zero.
+    It may register again, and then begins at zero.
     """
     patch = {
         "gevent": "from gevent import monkey, sleep; monkey.patch_all()",

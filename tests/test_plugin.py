@@ -29,7 +29,7 @@ def test_script(python, app):
 
 
 def test_module(app):
-    """So is psycogreen's own command, which tells it."""
+    """``python -m gevent.monkey --module`` runs psycogreen's own command green."""
     command = [sys.executable, "-P", "-m", "gevent.monkey", "--module", "psycogreen"]
     result = subprocess.run(
         command,

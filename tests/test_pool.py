@@ -263,7 +263,7 @@ def test_cannot_connect(run, process):
 
 @each_process
 def test_sizes_and_ages(run, process):
-    """It keeps *min_size* connections, and none that is too old or too long idle."""
+    """The pool keeps *min_size* connections, none too old or idle too long."""
     run(
         process,
         """

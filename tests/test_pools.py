@@ -72,7 +72,7 @@ def await_(condition, timeout=10):
 
 
 def test_sqlalchemy(python, examples):
-    """SQLAlchemy's pool lets whoever finds it exhausted wait, and all are served."""
+    """A greenlet that finds SQLAlchemy's pool exhausted waits, and all are served."""
     total, status = python(examples / "pool_sqlalchemy.py").split(" ", 1)
     assert int(total) == sum(range(50))
     assert "Pool size: 5  Connections in pool: 5 Current Overflow: 0" in status
@@ -93,7 +93,7 @@ def query(sql):
 
 @each_framework
 def test_sqlalchemy_waits(python, framework):
-    """So it does under either framework."""
+    """SQLAlchemy's pool lets greenlets wait under either framework."""
     output = python(
         GREEN[framework]
         + SQLALCHEMY.format(size=5, timeout=30)
@@ -149,7 +149,7 @@ def test_psycopg2_pool_raises(python, framework):
 
 
 def test_psycopg2_pool_with_a_semaphore(python, examples):
-    """With a semaphore before it, whoever finds it exhausted waits."""
+    """With a semaphore before psycopg2's pool, a greenlet waits for a connection."""
     assert int(python(examples / "pool_psycopg2.py")) == sum(range(50))
 
 

@@ -32,7 +32,7 @@ def source(request, monkeypatch):
 
 
 def test_serves(source):
-    """It serves on TCP and on the unix socket, with as many connections as asked."""
+    """The server listens on TCP and a unix socket, for as many connections as asked."""
     with postgres(20, settings={"max_prepared_transactions": "7"}) as server:
         for dsn in server.dsn, server.unix_dsn:
             conn = psycopg2.connect(dsn)
@@ -48,7 +48,7 @@ def test_serves(source):
 
 
 def test_many_connections(source):
-    """500 connections unless said."""
+    """The default is 500 connections."""
     with postgres() as server:
         conn = psycopg2.connect(server.dsn)
         cursor = conn.cursor()
@@ -61,7 +61,7 @@ def test_many_connections(source):
 
 
 def test_owner_killed(source):
-    """Nothing is left of it when its owner is killed with SIGKILL."""
+    """Nothing is left of the server when its owner is killed with SIGKILL."""
     code = (
         "import sys\n"
         "from psycogreen._check.postgres import postgres\n"
@@ -107,7 +107,7 @@ def test_interrupted_owner(source):
 
 
 def test_not_as_root(source):
-    """Whoever starts it, the server does not run as root."""
+    """The server never runs as root."""
     with postgres(10) as server:
         assert os.stat(server.data_directory).st_uid != 0
 

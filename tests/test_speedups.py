@@ -18,7 +18,7 @@ print(psycogreen.status().compiled)
 
 
 def test_compiled(python):
-    """It is used where it was compiled, as here."""
+    """The C extension is used where it was compiled, as here."""
     assert python(PRINT).strip() == "True"
 
 
@@ -29,7 +29,7 @@ def test_pure(python):
 
 
 def test_not_compiled(python):
-    """Without it the one in Python works."""
+    """Without the C extension the wait in Python works."""
     program = f"""
 import sys
 sys.modules["psycogreen._wait._speedups"] = None
@@ -44,13 +44,13 @@ assert cursor.fetchone() == (42,)
 
 
 def test_old_greenlet(python):
-    """With a greenlet whose C API is too small it is not used."""
+    """The C extension is not used with a greenlet whose C API is too small."""
     program = "import greenlet; greenlet.__version__ = '1.1.3'\n" + PRINT
     assert python(program).strip() == "False"
 
 
 def test_without_greenlet(python):
-    """Nor without greenlet, which uWSGI's uGreen does not need."""
+    """The C extension is not used without greenlet, which uGreen does not need."""
     program = "import sys; sys.modules['greenlet'] = None; "
     program += "from psycogreen._wait import twin; print(twin.compiled)"
     assert python(program).strip() == "False"

@@ -37,7 +37,7 @@ each_python = pytest.mark.parametrize("build", ["pypi", *other_pythons])
 @each_python
 @pytest.mark.parametrize("how", ["json", "attribute", "sort"])
 def test_endless_recursion(serve_uwsgi, build, how):
-    """With the stacks that are recommended, endless recursion ends as ever."""
+    """With the recommended stacks endless recursion ends with a RecursionError."""
     with serve_uwsgi(build, "ugreen", APP) as server:
         urls = [f"{server.url}/exhausted/x/{how}", f"{server.url}/plain/x/0.1"] * 5
         results = request_all(urls)
@@ -69,7 +69,7 @@ def test_warnings(serve_uwsgi):
 
 
 def test_no_warnings(serve_uwsgi):
-    """Whoever has done as recommended is not warned."""
+    """The recommended options cause no warning."""
     with serve_uwsgi("pypi", "ugreen", "--master", APP) as server:
         server.await_line(INSTALLED)
         assert not server.matches(WARNINGS)
@@ -88,7 +88,7 @@ def post_slowly(server, token):
 
 
 def test_slow_bodies(serve_uwsgi):
-    """Requests whose bodies come slowly, amid others that query."""
+    """Request bodies that arrive slowly do not disturb requests that query."""
     with (
         serve_uwsgi("pypi", "ugreen", APP) as server,
         ThreadPoolExecutor(20) as pool,

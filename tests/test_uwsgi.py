@@ -98,7 +98,7 @@ def test_stress(serve_uwsgi, stress, build, engine):
 @pytest.mark.parametrize("build", other_pythons)
 @each_engine
 def test_stress_on_other_pythons(serve_uwsgi, stress, build, engine):
-    """The same on other versions of Python, where they are found."""
+    """On other Pythons that are found, each of many requests gets its own answer."""
     with serve_uwsgi(build, engine, "--master", APP) as server:
         stress(server, "plain")
 
@@ -106,7 +106,7 @@ def test_stress_on_other_pythons(serve_uwsgi, stress, build, engine):
 @each_build
 @each_own_engine
 def test_explicit_stress(serve_uwsgi, stress, build, engine):
-    """psycopg2's own asynchronous connections, waited for in so many words."""
+    """Explicit waits for asynchronous connections give each request its own answer."""
     with serve_uwsgi(build, engine, "--master", APP) as server:
         stress(server, "explicit")
 
@@ -125,7 +125,7 @@ def test_mixed_stress(serve_uwsgi, stress, build, engine):
 
 @each_own_engine
 def test_mixed_stress_with_garbage(serve_uwsgi, engine):
-    """The same with collections of garbage, and native threads that query too."""
+    """Collections of garbage, and native threads that query, disturb no request."""
     with serve_uwsgi("pypi", engine, "--master", APP) as server:
         urls = [f"{server.url}/mixed/{token}/0.02" for token in range(600)]
         urls[::7] = [f"{server.url}/collect/{token}" for token in range(0, 600, 7)]
@@ -156,7 +156,7 @@ def test_collect_while_suspended(serve_uwsgi, build, engine, options):
 @pytest.mark.parametrize("build", ["pypi", *other_pythons])
 @each_own_engine
 def test_query_amid_a_wait(serve_uwsgi, build, engine):
-    """A query in a signal handler, or in a destructor, amid another one's wait."""
+    """A query in a signal handler or a destructor does not disturb a wait."""
     with serve_uwsgi(build, engine, APP) as server:
         request(f"{server.url}/alarm/x/0.0005")
         urls = [f"{server.url}/plain/{token}/0" for token in range(2000)]

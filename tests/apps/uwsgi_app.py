@@ -162,7 +162,7 @@ def destroying(token, seconds):
 
 
 def explicit(token, seconds):
-    """psycopg2's own asynchronous connection, waited for in so many words."""
+    """psycopg2's own asynchronous connection, waited for explicitly."""
     from psycogreen.uwsgi import uwsgi_wait_callback
 
     conn = psycopg2.connect(DSN, async_=True)

@@ -65,7 +65,7 @@ def test_django(green, dsn):
 
 
 def test_django_connect_timeout(green, silent_port):
-    """Its connect_timeout holds, and the error is its own."""
+    """Django's connect_timeout holds, and the error is Django's own."""
     from django.db import OperationalError
 
     connection = django_connection(silent_port)
@@ -85,7 +85,7 @@ def test_sqlalchemy(green, dsn):
 
 
 def test_sqlalchemy_connect_timeout(green, silent_port):
-    """Its connect_timeout holds, and the error is its own."""
+    """SQLAlchemy's connect_timeout holds, and the error is SQLAlchemy's own."""
     engine = sqlalchemy_engine(silent_port)
     with (
         green.ticking(20),

@@ -22,7 +22,7 @@ def table(conn):
 
 
 def test_refused_in_green_mode(green, table):
-    """Outside such a block psycopg2 refuses COPY and large objects."""
+    """Outside a blocking() block psycopg2 refuses COPY and large objects."""
     with pytest.raises(psycopg2.ProgrammingError, match="asynchronous callback"):
         table.copy_from(io.StringIO("1\tone\n"), "copied")
     with pytest.raises(psycopg2.ProgrammingError, match="asynchronous callback"):
@@ -30,7 +30,7 @@ def test_refused_in_green_mode(green, table):
 
 
 def test_copy(green, table):
-    """copy_from, copy_to and copy_expert work inside, and queries outside again."""
+    """copy_from, copy_to and copy_expert work inside a blocking() block."""
     with psycogreen.blocking():
         table.copy_from(io.StringIO("1\tone\n2\ttwo\n"), "copied")
     table.execute("select * from copied order by n")
@@ -67,7 +67,7 @@ def test_large_object(green, conn):
 
 
 def test_blocks(green, conn):
-    """Inside, psycopg2 blocks: the loop stands still. Outside, it does not."""
+    """psycopg2 blocks the loop inside a blocking() block, and not outside it."""
     with green.ticking(0) as ticker:
         with psycogreen.blocking():
             assert get_wait_callback() is None
@@ -79,7 +79,7 @@ def test_blocks(green, conn):
 
 
 def test_connect(green, dsn):
-    """A connection can be opened inside as well, and used outside."""
+    """A connection can be opened inside a blocking() block and used outside."""
     with psycogreen.blocking():
         conn = psycopg2.connect(dsn)
     with green.ticking():
@@ -88,7 +88,7 @@ def test_connect(green, dsn):
 
 
 def test_nested(green):
-    """The outermost block counts."""
+    """Of nested blocking() blocks the outermost one counts."""
     with psycogreen.blocking():
         with psycogreen.blocking():
             assert get_wait_callback() is None
@@ -97,7 +97,7 @@ def test_nested(green):
 
 
 def test_exception(green):
-    """An exception goes through, and the block is left."""
+    """An exception leaves a blocking() block and restores the callback."""
     with pytest.raises(ZeroDivisionError), psycogreen.blocking():
         1 / 0  # noqa: B018
     assert get_wait_callback() is green.callback
@@ -105,7 +105,7 @@ def test_exception(green):
 
 @pytest.mark.parametrize("first_out", [0, 1])
 def test_overlapping_greenlets(green, first_out):
-    """Blocks that overlap in several greenlets end green, in whatever order."""
+    """Overlapping blocking() blocks of several greenlets end green in any order."""
     leave = [False, False]
 
     def block(n):
@@ -125,7 +125,7 @@ def test_overlapping_greenlets(green, first_out):
 
 
 def test_killed(green):
-    """A greenlet that is killed inside leaves the block."""
+    """A greenlet that is killed inside a blocking() block leaves the block."""
 
     def block():
         with psycogreen.blocking():
@@ -140,7 +140,7 @@ def test_killed(green):
 
 
 def test_overlapping_threads(green):
-    """Blocks of many native threads, entered and left at the same time."""
+    """Many native threads enter and leave blocking() blocks at the same time."""
     native_sleep = native.original("time", "sleep")
     ended, wrong = [], []
 
@@ -161,7 +161,7 @@ def test_overlapping_threads(green):
 
 
 def test_patched_inside(green):
-    """What is patched or unpatched inside is so when the block is left."""
+    """Patching or unpatching inside a blocking() block takes effect at its end."""
     with psycogreen.blocking():
         psycogreen.unpatch_psycopg()
     assert get_wait_callback() is None
@@ -172,7 +172,7 @@ def test_patched_inside(green):
 
 
 def test_nothing_installed(green):
-    """Where psycopg2 blocks anyway, the block changes nothing."""
+    """A blocking() block changes nothing where no callback is installed."""
     psycogreen.unpatch_psycopg()
     with psycogreen.blocking():
         assert get_wait_callback() is None
@@ -180,7 +180,7 @@ def test_nothing_installed(green):
 
 
 def test_foreign_callback(green):
-    """Somebody else's callback is gone inside, and comes back."""
+    """A foreign callback is removed inside a blocking() block and restored after it."""
     psycogreen.unpatch_psycopg()
     set_wait_callback(wait_select)
     with psycogreen.blocking():
@@ -189,7 +189,7 @@ def test_foreign_callback(green):
 
 
 def test_callback_set_inside(green):
-    """A callback that somebody sets inside is theirs, and stays."""
+    """A callback that is set inside a blocking() block stays."""
     with psycogreen.blocking():
         set_wait_callback(wait_select)
     assert get_wait_callback() is wait_select

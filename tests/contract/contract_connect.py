@@ -185,7 +185,7 @@ def test_hosts_that_fail_at_once(green, user, port):
 
 
 def test_error_of_each_host_without_resolving(green, user):
-    """The same when libpq resolves the names, and tells the address by itself."""
+    """When libpq resolves the names, its error names each address once."""
     psycogreen.unpatch_psycopg()
     psycogreen.patch_psycopg(resolve_hosts=False)
     with (

@@ -69,7 +69,7 @@ def test_server_speaks_to_an_idle_connection(green, connect, settled):
 
 
 def test_server_hangs_up_on_an_idle_connection(green, connect, settled):
-    """Nor does a server that closes it; the next query tells."""
+    """A server that closes an idle connection does not make the loop spin."""
     conn, other = connect(), connect()
     query(conn)
     other.autocommit = True
@@ -92,7 +92,7 @@ def test_descriptor_used_again(green, connect):
 
 
 def test_descriptor_used_again_while_others_wait(green, connect):
-    """So it has among many that come and go at the same time."""
+    """Reused descriptor numbers get waits of their own while others come and go."""
 
     def work(n):
         for k in range(10):
@@ -107,7 +107,7 @@ def test_descriptor_used_again_while_others_wait(green, connect):
 
 def test_nothing_is_kept_alive(green, dsn, settled):
     """The set keeps no connection alive; one dropped without close() is forgotten."""
-    gc.collect()  # lest a lower number than that connection's become free meanwhile
+    gc.collect()  # so that no lower number than that connection's becomes free
     conn = psycopg2.connect(dsn)
     query(conn)
     number, gone = conn.fileno(), weakref.ref(conn)
@@ -132,7 +132,7 @@ def test_duplicate_of_a_closed_socket(green, connect, settled):
 
 
 def test_duplicate_under_another_connection(green, connect, settled):
-    """Nor if the number is another connection's by now, which waits."""
+    """A duplicate of a closed socket does not make another connection's wait spin."""
     conn = connect()
     query(conn)
     number, duplicate = conn.fileno(), os.dup(conn.fileno())
@@ -269,7 +269,7 @@ def test_killed_by_the_one_before_in_the_batch(green, connect, settled):
 
 
 def test_switched_to_by_somebody(green, connect):
-    """Whoever switches to a greenlet that waits: it looks, and goes on waiting."""
+    """A waiting greenlet that something else switches to continues to wait."""
     conn = connect()
     query(conn)
     task = green.spawn(query, conn, "42 from pg_sleep(0.3)")
@@ -433,7 +433,7 @@ def test_loops_in_many_threads(green, dsn):
 
 
 def test_new_hub(green, script):
-    """A hub that is destroyed and made anew: old connections wait with the new one."""
+    """After a hub was destroyed, old connections wait with the new hub."""
     if os.environ.get("EVENTLET_HUB") == "asyncio":
         pytest.skip("eventlet's asyncio hub cannot be made twice in a thread")
     script(
@@ -476,7 +476,7 @@ def test_new_hub_while_the_former_is_waited_with(green, script):
 
 
 def test_without_epoll(green, script):
-    """A system without epoll: the framework's own wait, as good, if dearer."""
+    """Without epoll the framework's own wait is used."""
     script(
         """
         from psycogreen._wait import epoll

@@ -69,7 +69,7 @@ def test_raw_greenlet_fails(green, connect, error):
 
 
 def test_failure_that_nobody_can_read(green, script):
-    """Nor does it matter that the error cannot be printed."""
+    """An error whose message cannot be printed leaves all other waits in place."""
     script(
         """
         from greenlet import getcurrent, greenlet
@@ -95,7 +95,7 @@ def test_failure_that_nobody_can_read(green, script):
 
 
 def test_signal_handler_fails_in_the_hub(green, connect, monkeypatch):
-    """In Python a signal's handler may raise anywhere: the waits go on."""
+    """A signal handler that raises in the hub leaves the waits in place."""
     if psycogreen.status().compiled:
         pytest.skip("no handler runs while it wakes greenlets in C")
     conn = connect()
@@ -159,7 +159,7 @@ def test_connection_is_closed_and_the_set_replaced(green, dsn, connect):
 
 
 def test_file_in_the_place_of_a_socket(green, connect):
-    """So is who waits for what is no socket any more."""
+    """A wait ends with an error if a file has taken the socket's descriptor."""
     lost, other = connect(), connect()
     query(lost)
     query(other)
@@ -177,7 +177,7 @@ def test_file_in_the_place_of_a_socket(green, connect):
 
 
 def test_connection_is_closed_under_a_wait(green, dsn, connect):
-    """Who waits for it is told when another connection has its descriptor."""
+    """A wait ends with an error if another connection has taken its descriptor."""
     conn = psycopg2.connect(dsn, async_=True)
     green.callback(conn)
     number = conn.fileno()
@@ -214,7 +214,7 @@ def test_query_while_an_entry_is_made(green, connect, monkeypatch):
 
 
 def test_query_between_two_waits_of_one_query(green, connect, monkeypatch):
-    """Nor does one that queries between two waits, while the server speaks."""
+    """A destructor that queries between two waits of a query disturbs neither."""
     inner, conn = connect(), connect()
     conn.autocommit = True
     query(inner)
@@ -258,7 +258,7 @@ def test_sleep_amid_a_wait(green, connect, monkeypatch):
 
 
 def test_collector_that_queries(green, connect):
-    """Nor do destructors that query, run by the collector wherever it likes to."""
+    """Destructors that query, run by the garbage collector, disturb no wait."""
 
     class Destroyed:
         def __init__(self, free):
@@ -331,14 +331,14 @@ def test_query_in_the_hub(green, connect, dsn, caplog):
 
 
 def test_large_answer_in_the_hub(green, connect):
-    """It may come in any number of pieces."""
+    """An answer to a query in the hub may arrive in any number of pieces."""
     conn = connect()
     text = in_hub(green, partial(query, conn, "repeat('x', 30000000)"))
     assert len(text) == 30_000_000
 
 
 def test_commit_in_the_hub(green, connect):
-    """So does what ends a transaction."""
+    """A commit in the hub stops the loop for a short time only."""
     conn = connect()
     query(conn)
     assert in_hub(green, conn.commit) is None
@@ -357,7 +357,7 @@ def test_long_query_in_the_hub(green, conn, connect, monkeypatch):
 
 
 def test_limit_in_the_hub(green, conn):
-    """The callback's own limit holds there, too."""
+    """The callback's own limit holds in the hub."""
     set_wait_callback(partial(green.callback, timeout=0.1))
     error = in_hub(green, partial(query, conn, "pg_sleep(60)"))
     assert isinstance(error, psycogreen.WaitTimeout)
@@ -462,7 +462,7 @@ def own_leak(function):
 
 
 def test_thread_pool_that_ends(green, dsn):
-    """Nor do the threads of gevent's pool, which destroy their hubs."""
+    """The threads of gevent's pool, which destroy their hubs, leave nothing behind."""
     if green.name != "gevent":
         pytest.skip("eventlet's threads for blocking calls have no end")
     from gevent.threadpool import ThreadPool
@@ -563,7 +563,7 @@ def test_fork_after_a_hub_was_destroyed(green, script):
 
 
 def test_thread_with_a_former_ones_number(green, script):
-    """It does not wait with the loop of the thread that had its number before."""
+    """A thread does not wait with the loop of an ended thread of the same number."""
     script(
         """
         from psycogreen._wait import native

@@ -51,7 +51,7 @@ def test_timeout_cancels(green, conn, is_active):
 
 
 def test_kill_cancels(green, conn, is_active):
-    """So does a kill."""
+    """Killing the greenlet ends the query on the server."""
     pid = conn.info.backend_pid
     task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
     with green.ticking():
@@ -62,7 +62,7 @@ def test_kill_cancels(green, conn, is_active):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
 def test_exception_cancels(green, connect, is_active, error):
-    """So does whatever is thrown into the greenlet."""
+    """An exception thrown into the greenlet ends the query on the server."""
     conn = connect()
     pid = conn.info.backend_pid
     thrown = error("thrown")
@@ -85,7 +85,7 @@ def test_exception_cancels(green, connect, is_active, error):
 
 
 def test_wait_timeout_cancels(green, conn, is_active):
-    """So does the callback's own limit."""
+    """The callback's own limit ends the query on the server."""
     pid = conn.info.backend_pid
     set_wait_callback(partial(green.callback, timeout=0.1))
     with pytest.raises(psycogreen.WaitTimeout):
@@ -249,7 +249,7 @@ def test_failed_cancel_is_logged(green, conn, caplog, monkeypatch):
 
 
 def test_refused_cancel_is_logged(green, dsn, proxy, caplog):
-    """So is one that nobody takes."""
+    """A cancel request that the server refuses is logged, never raised."""
     conn = psycopg2.connect(
         f"host=127.0.0.1 port={proxy.port} user=postgres dbname=postgres"
     )
@@ -291,7 +291,7 @@ class OwnExit(GreenletExit):
 
 @pytest.mark.parametrize("kill", [(), (OwnExit(),)], ids=["usual", "own"])
 def test_killed_and_closed(green, connect, kill):
-    """Who kills a greenlet may close its connection at once."""
+    """The connection of a killed greenlet can be closed at once."""
     conn = connect()
     task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
     green.sleep(0.1)

@@ -52,7 +52,7 @@ def test_native_thread(green, dsn):
 
 
 def test_native_thread_with_a_limit(green, dsn):
-    """The callback's limit holds there as well."""
+    """The callback's limit holds in a native thread without a loop."""
 
     def work():
         conn = psycopg2.connect(dsn, async_=True)
@@ -109,7 +109,7 @@ def test_patched_thread(green, dsn):
 
 
 def test_thread_pool(green, dsn):
-    """The framework's own pool of native threads."""
+    """A query in the framework's thread pool lets the loop go on."""
     with green.ticking():
         assert green.in_thread_pool(query, dsn) == 42
 
@@ -224,7 +224,7 @@ def test_fork_in_the_middle_of_a_batch(green, script):
 
 
 def spawned(backend, dsn):
-    """Do what a child that multiprocessing has spawned does: all anew."""
+    """Patch and query in a child that multiprocessing has spawned."""
     run.patch(backend)
     psycogreen.patch_psycopg()
     assert query(dsn) == 42

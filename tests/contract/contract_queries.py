@@ -74,7 +74,7 @@ def test_queries_overlap(green, connect):
 
 
 def test_unix_socket(green):
-    """It waits on a unix socket just as well."""
+    """A query over a unix socket lets the loop go on."""
     conn = psycopg2.connect(os.environ["PSYCOGREEN_TEST_UNIX_DSN"])
     with green.ticking():
         conn.cursor().execute(f"select {SLEEP}")
@@ -174,7 +174,7 @@ def test_executemany(green, conn):
 
 
 def test_execute_values(green, conn):
-    """psycopg2.extras' helpers, with more than one page."""
+    """execute_values() of psycopg2.extras works with more than one page."""
     cursor = conn.cursor()
     cursor.execute("create temporary table pages (n int)")
     psycopg2.extras.execute_values(
@@ -310,7 +310,7 @@ def test_isolation_level(green, connect):
 
 
 def test_client_encoding(green, conn):
-    """Another client encoding, which psycopg2 asks the server for."""
+    """set_client_encoding(), which sends a query, waits in green mode."""
     conn.set_client_encoding("LATIN1")
     cursor = conn.cursor()
     cursor.execute("select 'é'")

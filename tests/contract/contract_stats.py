@@ -45,7 +45,7 @@ def test_waits(green, dsn):
 
 
 def test_waiting(green, connect):
-    """The waits under way, and the age of the oldest."""
+    """status() tells how many waits are under way, and the age of the oldest."""
     conns = [connect() for _ in range(5)]
     status = psycogreen.status()
     assert (status.waiting, status.longest_wait) == (0, 0.0)
@@ -70,7 +70,7 @@ def test_waiting(green, connect):
 
 
 def test_refused(green, conn):
-    """Who is refused, since another greenlet waits, leaves that one's age alone."""
+    """A refused second wait does not change the age of the first one."""
     before = psycogreen.status()
     task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
     green.sleep(0.2)
@@ -116,7 +116,7 @@ def test_connect_timeout(green):
 
 
 def test_error(green, conn):
-    """A query's own error is neither."""
+    """A query's own error counts neither as timed out nor as cancelled."""
     before = psycogreen.status()
     with pytest.raises(psycopg2.Error):
         conn.cursor().execute("select 1 / 0")

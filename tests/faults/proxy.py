@@ -135,7 +135,7 @@ class _Link:
             # A cut waits for something to be cut.
             if action and action != "cut" and self._act(action):
                 return
-            # Not for ever: the proxy may be armed or closed meanwhile.
+            # Not forever: the proxy may be armed or closed meanwhile.
             for fd, _ in poll.poll(50):
                 data = sides[fd].recv(1 << 18)
                 if not data:

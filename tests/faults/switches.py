@@ -17,7 +17,7 @@ class SwitchPoints:
     def __init__(self, actions: Mapping[int, Callable[[], object]] = {}) -> None:
         """Call *actions* at the points they are given for, counted from one.
 
-        They are called in the midst of a switch and must not switch themselves.
+        They are called during a switch and must not switch themselves.
         """
         self.count = 0
         self._actions = actions

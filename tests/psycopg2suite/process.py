@@ -3,7 +3,7 @@
 Usage: process.py BACKEND FOLDER
 
 FOLDER is where its source distribution was unpacked. BACKEND is one of the
-contract suite's, or ``blocking`` for psycopg2 as it comes. The last line of the
+contract suite's, or ``blocking`` for psycopg2 without psycogreen. The last line of the
 output is the outcome of every test, as JSON.
 """
 

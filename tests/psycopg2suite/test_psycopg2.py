@@ -86,7 +86,7 @@ def _create_hstore(server):
 
 @pytest.fixture(scope="session")
 def blocking(run):
-    """What becomes of each test with psycopg2 as it comes."""
+    """The outcome of each test when psycopg2 blocks."""
     outcomes, _ = run("blocking")
     return outcomes
 

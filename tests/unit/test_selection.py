@@ -61,7 +61,7 @@ def test_full_tests_are_left_out(run, options):
 
 @pytest.mark.parametrize("options", [(), ("-n1",)], ids=["alone", "xdist"])
 def test_full_tests_run(run, options):
-    """With --full they do."""
+    """With --full the marked tests run."""
     result = run("--full", *options)
     assert "left out" not in result.stdout
     assert "4 passed, 2 skipped, 2 passed in part" in result.stdout
