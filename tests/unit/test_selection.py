@@ -37,9 +37,12 @@ def run(tmp_path):
 
     def run(*options, **env):
         folders = [str(TESTS), str(TESTS.parent / "tools")]
+        inherited = {
+            name: os.environ[name] for name in os.environ if name != EXPECT_ALL
+        }
         return subprocess.run(
             [sys.executable, "-m", "pytest", "-p", "conftest", "-rA", *options],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), **env},
+            env={**inherited, "PYTHONPATH": os.pathsep.join(folders), **env},
             cwd=tmp_path,
             capture_output=True,
             text=True,
