@@ -16,7 +16,7 @@ from importlib import import_module
 from psycopg2.extensions import get_wait_callback
 
 from psycogreen._errors import PatchConflict
-from psycogreen._interface import blocking, connecting
+from psycogreen._interface import blocking, connecting, readback, replacing
 from psycogreen._uwsgi.engine import engine
 from psycogreen._wait import cancel, stats
 from psycogreen._wait.stats import logger
@@ -27,6 +27,10 @@ FRAMEWORKS = ("gevent", "eventlet", "uwsgi")
 # what eventlet.monkey_patch() installs.
 _OWN = {f"psycogreen.{name}": name for name in FRAMEWORKS}
 _BUILTIN = {"eventlet.support.psycopg2_patcher": "eventlet"}
+
+_REPLACEMENTS: list[replacing.Replacement] = [*readback.REPLACEMENTS]
+"""What is replaced in psycopg2's types. The last one of an attribute comes first when
+it is called: what takes a connection's turn comes after what uses the connection."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ def unpatch_psycopg() -> None:
     if _owner(blocking.get_callback(), _OWN):
         blocking.set_callback(None)
         connecting.remove()
+        replacing.remove()
         logger.info("wait callback removed")
 
 
@@ -199,6 +204,7 @@ def install(
         connecting.install(resolve if resolve_hosts else None)
     if cancel_interrupted is not None:
         cancel.enabled = cancel_interrupted
+    replacing.install(_REPLACEMENTS)
     if not installed:
         blocking.set_callback(callback)
         logger.info("%s wait callback installed", wanted)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import _socket
 import contextlib
-import functools
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,10 +21,10 @@ from eventlet.greenthread import GreenThread
 from greenlet import GreenletExit, getcurrent
 
 from psycogreen._errors import WaitTimeout, wait_timeout
+from psycogreen._interface import lookups
 from psycogreen._wait.callback import Framework, wait_callback
 from psycogreen._wait.epoll import EpollSet
 from psycogreen._wait.hub import HubGone, InHub, wait_in_hub
-from psycogreen._wait.offload import in_thread
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -161,10 +159,7 @@ def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
 def _resolve(host: str) -> list[str]:
     """Return the addresses of *host*, in the system's order."""
     # _socket is the C module below socket: eventlet patches the latter.
-    family, kind = socket.AF_UNSPEC, socket.SOCK_STREAM
-    getaddrinfo = functools.partial(_socket.getaddrinfo, host, None, family, kind)
-    found = in_thread(getaddrinfo, _wait_socket)
-    return [str(address[0]) for *_, address in found]
+    return lookups.look_up(host, _socket.getaddrinfo, _wait_socket)
 
 
 @wait_callback(Framework(_wait_socket, _epoll_set))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import _socket
 import contextlib
 import os
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,12 @@ from psycogreen._wait import epoll, forks, native
 
 require("gevent")
 
+import gevent.resolver.thread
 import gevent.socket
 from gevent._hub_local import get_hub_if_exists
 
 from psycogreen._errors import WaitTimeout, wait_timeout
+from psycogreen._interface import lookups
 from psycogreen._wait.callback import Framework, wait_callback
 from psycogreen._wait.epoll import EpollSet
 from psycogreen._wait.hub import HubGone, InHub, wait_in_hub
@@ -178,9 +179,15 @@ def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
 def _resolve(host: str) -> list[str]:
     """Return the addresses of *host*, in the resolver's order."""
     # _socket is the C module below socket, which gevent never patches.
-    module = gevent.socket if _in_greenlet() else _socket
-    found = module.getaddrinfo(host, None, socket.AF_UNSPEC, socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
+    if not _in_greenlet():
+        return lookups.addresses(host, _socket.getaddrinfo)
+    hub = gevent.get_hub()
+    if type(hub.resolver) is gevent.resolver.thread.Resolver:
+        # The same in a thread that costs less than one of the hub's pool.
+        return lookups.look_up(host, _socket.getaddrinfo, _wait_socket)
+    return lookups.look_up(
+        host, gevent.socket.getaddrinfo, _wait_socket, start=gevent.spawn, among=hub
+    )
 
 
 def _in_greenlet() -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import time
+from types import SimpleNamespace
 
 import psycopg2
 import psycopg2.extensions
@@ -12,6 +13,9 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 import psycogreen
+from psycogreen._interface import lookups
+from psycogreen._wait import native, offload
+from psycogreen._wait.native import original
 
 
 @contextlib.contextmanager
@@ -325,7 +329,6 @@ def test_resolving_does_not_stall(green, user, port, slow_resolver):
     assert slow_resolver == ["db.example"]
     assert ticker.longest_stall < 0.9
     assert conn.info.host == "db.example"
-    assert conn.info.dsn_parameters["hostaddr"] == "127.0.0.1"
     conn.close()
 
 
@@ -367,8 +370,6 @@ def test_every_address_is_tried(green, user, port, monkeypatch):
     hook = psycopg2._connect
     monkeypatch.setattr(hook, "resolve", lambda host: ["127.0.0.2", "::1", "127.0.0.1"])
     conn = psycopg2.connect(host="db.example", port=port, **user)
-    assert conn.info.dsn_parameters["hostaddr"] == "127.0.0.2,::1,127.0.0.1"
-    assert conn.info.dsn_parameters["port"] == ",".join([str(port)] * 3)
     assert conn.info.host == "db.example"
     conn.close()
 
@@ -380,9 +381,312 @@ def test_second_address_after_a_silent_one(green, user, port, monkeypatch):
         sock.listen(10)
         hook = psycopg2._connect
         monkeypatch.setattr(hook, "resolve", lambda host: ["127.0.0.2", "127.0.0.1"])
-        conn = psycopg2.connect(host="db.example", port=port, connect_timeout=1, **user)
-        assert conn.info.dsn_parameters["hostaddr"] == "127.0.0.1"
+        with green.ticking(50):
+            conn = psycopg2.connect(
+                host="db.example", port=port, connect_timeout=1, **user
+            )
         conn.close()
+
+
+@pytest.mark.parametrize("scope", ["", "%1"])
+def test_scope_of_an_address(green, scope):
+    """A link-local address keeps the interface it belongs to."""
+
+    def getaddrinfo(host, port, family, kind):
+        assert host == "db.example"
+        return [
+            (socket.AF_INET6, kind, 6, "", ("fe80::1", 0, 0, int(scope[1:] or 0))),
+            (socket.AF_INET, kind, 6, "", ("127.0.0.1", 0)),
+        ]
+
+    found = lookups.addresses("db.example", getaddrinfo)
+    assert found == [f"fe80::1{scope}", "127.0.0.1"]
+
+
+def test_errors_of_all_addresses(green, user, monkeypatch):
+    """An error names host and address, for the second address as for the first."""
+    monkeypatch.setattr(
+        psycopg2._connect, "resolve", lambda host: ["127.0.0.2", "127.0.0.3"]
+    )
+    with closed_port() as port, pytest.raises(psycopg2.OperationalError) as caught:
+        psycopg2.connect(host="db.example,127.0.0.3", port=port, **user)
+    named = [line for line in str(caught.value).splitlines() if " failed: " in line]
+    assert [line.partition(", port")[0] for line in named] == [
+        'connection to server at "db.example" (127.0.0.2)',
+        'connection to server at "db.example" (127.0.0.3)',
+        'connection to server at "127.0.0.3"',
+    ]
+
+
+@pytest.fixture
+def addresses(monkeypatch):
+    """Let every name have these addresses, of which the second one answers."""
+    found = ["127.0.0.2", "127.0.0.1"]
+    monkeypatch.setattr(psycopg2._connect, "resolve", lambda host: found)
+    return found
+
+
+GIVEN = [
+    "host=db.example port={port} user=postgres dbname=postgres",
+    "postgresql://postgres@db.example:{port}/postgres",
+    "host=db.example,localhost port={port} user=postgres dbname=postgres",
+    "host=db.example,localhost port={port},{port} user=postgres dbname=postgres",
+]
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_reads_back_what_it_gave(green, port, addresses, given):
+    """The connection string and its parameters are the application's own."""
+    dsn = given.format(port=port)
+    conn = psycopg2.connect(dsn)
+    assert conn.dsn == dsn
+    expected = parse_dsn(dsn)
+    for parameters in conn.get_dsn_parameters(), conn.info.dsn_parameters:
+        assert {word: parameters[word] for word in expected} == expected
+        assert "hostaddr" not in parameters
+    assert conn.info.port == port
+    conn.close()
+    assert conn.dsn == dsn
+
+
+def test_reads_back_without_a_password(green, port):
+    """A password is hidden, as without psycogreen."""
+    dsn = f"host=localhost port={port} user=with_password dbname=postgres"
+    conn = psycopg2.connect(dsn, password="right")
+    assert parse_dsn(conn.dsn) == {**parse_dsn(dsn), "password": "xxx"}
+    assert "password" not in conn.get_dsn_parameters()
+    conn.close()
+
+
+def test_reads_back_a_name_from_the_environment(green, port, user, monkeypatch):
+    """What the environment adds is a parameter, and not in the connection string."""
+    monkeypatch.setenv("PGHOST", "localhost")
+    monkeypatch.setenv("PGPORT", str(port))
+    with psycogreen.blocking():
+        blocking = psycopg2.connect(**user)
+    conn = psycopg2.connect(**user)
+    assert conn.get_dsn_parameters() == blocking.get_dsn_parameters()
+    assert conn.info.dsn_parameters == blocking.info.dsn_parameters
+    assert conn.dsn == blocking.dsn
+    conn.close()
+    blocking.close()
+
+
+def test_reads_back_of_a_replication_connection(green, port, user):
+    """What a connection class adds to the connection string stays in it."""
+    dsn = f"host=localhost port={port} user=postgres dbname=postgres"
+    conn = psycopg2.connect(
+        dsn, connection_factory=psycopg2.extras.LogicalReplicationConnection
+    )
+    assert parse_dsn(conn.dsn).pop("replication") == "database"
+    assert {**parse_dsn(conn.dsn), **parse_dsn(dsn)} == parse_dsn(conn.dsn)
+    assert "hostaddr" not in parse_dsn(conn.dsn)
+    conn.close()
+
+
+def test_unpatched_attributes(green, dsn):
+    """unpatch_psycopg() puts psycopg2's own attributes back."""
+    psycogreen.unpatch_psycopg()
+    cls = psycopg2.extensions.connection
+    originals = cls.dsn, cls.get_dsn_parameters
+    psycogreen.patch_psycopg()
+    assert cls.dsn is not originals[0]
+    psycogreen.unpatch_psycopg()
+    assert (cls.dsn, cls.get_dsn_parameters) == originals
+    psycogreen.patch_psycopg()
+
+
+@pytest.mark.parametrize("server", [silent_server, unreachable_server])
+def test_factory_after_a_silent_host(green, user, port, server):
+    """A silent host is left without another call of the connection factory."""
+    seen = []
+
+    class Connection(psycopg2.extensions.connection):
+        def __init__(self, dsn, *args):
+            seen.append(dsn)
+            super().__init__(dsn, *args)
+            seen.append(self.dsn)
+
+    with server() as silent:
+        dsn = (
+            f"host=127.0.0.1,127.0.0.1 port={silent},{port} user=postgres"
+            " dbname=postgres connect_timeout=1"
+        )
+        conn = psycopg2.connect(dsn, connection_factory=Connection)
+    assert seen == [dsn, dsn]
+    assert conn.dsn == dsn
+    assert conn.info.port == port
+    # It is a whole connection: notices, queries, a large statement.
+    cursor = conn.cursor()
+    cursor.execute("do $$ begin raise notice 'here'; end $$")
+    assert "here" in conn.notices[-1]
+    cursor.execute("select length(%s)", ("x" * 5_000_000,))
+    assert cursor.fetchone() == (5_000_000,)
+    conn.close()
+
+
+def test_factory_with_its_own_close(green, user):
+    """A subclass whose close() needs more than there is yet does not mask the error."""
+
+    class Connection(psycopg2.extensions.connection):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.log = []
+
+        def close(self):
+            self.log.append("closed")
+            super().close()
+
+    with closed_port() as port, pytest.raises(psycopg2.OperationalError) as caught:
+        psycopg2.connect(
+            host="127.0.0.1", port=port, connection_factory=Connection, **user
+        )
+    assert "Connection refused" in str(caught.value)
+
+
+def test_factory_with_its_own_equality(green, user, port):
+    """A subclass need not be hashable, nor equal to itself."""
+
+    class Connection(psycopg2.extensions.connection):
+        __hash__ = None
+
+        def __eq__(self, other):
+            raise AssertionError
+
+    conn = psycopg2.connect(
+        host="localhost", port=port, connection_factory=Connection, **user
+    )
+    conn.cursor().execute("select pg_sleep(0.01)")
+    assert conn.get_dsn_parameters()["host"] == "localhost"
+    conn.close()
+
+
+def test_error_of_a_factory(green, user, port):
+    """An error that a connection factory raises by itself comes out as it is."""
+    error = psycopg2.OperationalError("no more of them", 42)
+
+    def factory(dsn):
+        psycopg2.extensions.connection(dsn).close()
+        raise error
+
+    with pytest.raises(psycopg2.OperationalError) as caught:
+        psycopg2.connect(
+            host="no-such-host.invalid,localhost",
+            port=port,
+            connection_factory=factory,
+            **user,
+        )
+    assert caught.value is error
+    assert error.args == ("no more of them", 42)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_random_host(green, user, port, answers):
+    """Hosts in a random order: one that was not tried is not said to have failed."""
+    other = port if answers else 1
+    with closed_port() as refused:
+        hosts = {
+            "host": "127.0.0.1,127.0.0.1,127.0.0.1",
+            "port": f"{refused},{refused},{other}",
+            "load_balance_hosts": "random",
+            **user,
+        }
+        for _ in range(10):
+            if answers:
+                psycopg2.connect(**hosts).close()
+                continue
+            with pytest.raises(psycopg2.OperationalError) as caught:
+                psycopg2.connect(**hosts)
+            assert "failed at once" not in str(caught.value)
+            assert str(caught.value).count("Connection refused") == 3
+            assert str(caught.value).count(" failed: ") == 3
+
+
+@pytest.fixture
+def held_resolver(green, monkeypatch):
+    """A resolver that answers when it is let go; tells the names it was asked for."""
+    import _socket
+
+    asked = []
+    let_go = original("_thread", "allocate_lock")()
+    let_go.acquire()
+    getaddrinfo = _socket.getaddrinfo
+
+    def held(host, *arguments):
+        asked.append(host)
+        with let_go:
+            return getaddrinfo("127.0.0.1", *arguments)
+
+    monkeypatch.setattr(_socket, "getaddrinfo", held)
+    asked_for = SimpleNamespace(names=asked, let_go=let_go.release)
+    yield asked_for
+    if let_go.locked():
+        let_go.release()
+
+
+def test_one_lookup_for_many(green, user, port, held_resolver):
+    """Greenlets that ask for the same name at once share one lookup."""
+
+    def connect():
+        psycopg2.connect(host="db.example", port=port, **user).close()
+
+    tasks = [green.spawn(connect) for _ in range(100)]
+    green.sleep(0)
+    while not held_resolver.names:
+        green.sleep(0.01)
+    green.kill(tasks.pop())
+    held_resolver.let_go()
+    for task in tasks:
+        green.wait(task)
+    # A greenlet that came late asks again: the first lookup was over.
+    assert len(held_resolver.names) <= 2
+
+
+def test_lookups_are_not_kept(green, user, port, held_resolver):
+    """The next attempt to connect looks the name up again."""
+    held_resolver.let_go()
+    for _ in range(3):
+        psycopg2.connect(host="db.example", port=port, **user).close()
+    assert held_resolver.names == ["db.example"] * 3
+
+
+def test_lookups_share_a_thread(green, monkeypatch):
+    """One lookup after another takes the same native thread."""
+    threads = []
+
+    def getaddrinfo(host, *arguments):
+        threads.append(original("_thread", "get_ident")())
+        raise OSError(1, "no such name")
+
+    monkeypatch.setattr("_socket.getaddrinfo", getaddrinfo)
+    for _ in range(5):
+        with pytest.raises(psycopg2.OperationalError, match="no such name"):
+            psycopg2.connect(host="db.example")
+        while not offload._idle:  # it tells its end before it is free again
+            green.sleep(0.001)
+    assert len(threads) == 5
+    assert len(set(threads)) == 1
+
+
+def test_limit_in_a_native_thread(green, user, port):
+    """A limit that is more than poll() can be told is no error."""
+    ended = []
+
+    def connect():
+        try:
+            conn = psycopg2.connect(
+                host="127.0.0.1", port=port, connect_timeout=3_000_000, **user
+            )
+            conn.close()
+        except BaseException as ex:
+            ended.append(ex)
+        else:
+            ended.append(None)
+
+    native.start_thread(connect)
+    while not ended:
+        green.sleep(0.01)
+    assert ended == [None]
 
 
 def test_name_with_pgpass(green, port, tmp_path, monkeypatch):

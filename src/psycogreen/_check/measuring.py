@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from psycogreen._interface.connecting import named_hosts
+from psycogreen._interface.hosts import named_hosts
+from psycogreen._interface.readback import is_noted
 from psycogreen._wait import native
 
 if TYPE_CHECKING:
@@ -115,11 +116,10 @@ def _server(conn: connection) -> str:
 
 
 def _resolved_by(loop: Loop, conn: connection) -> str | None:
-    """Return who has resolved the host names, by what libpq was given."""
-    found = named_hosts(conn.info.dsn_parameters)
-    if not found:
+    """Return who has resolved the host names."""
+    if not named_hosts(conn.info.dsn_parameters):
         return None
-    if not all(address for _, address in found):
+    if not is_noted(conn):
         return "libpq"
     return loop.name if loop.resolver_blocks() else "psycogreen"
 

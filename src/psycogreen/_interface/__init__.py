@@ -1,6 +1,10 @@
 """The parts of psycopg2's interface that need more than a wait callback.
 
-`connecting` resolves host names off the loop and keeps ``connect_timeout``;
-`blocking` is the context manager in which psycopg2 blocks; `dsn` reads connection
-strings and hides their passwords. This room uses `psycogreen._wait`, never the reverse.
+`connecting` resolves host names off the loop and keeps ``connect_timeout``: `hosts` is
+what it knows of a connection string and the environment, `lookups` shares the lookup of
+a name, `restart` begins a connection attempt again with other hosts, and `readback`
+shows the application what it gave. `blocking` is the context manager in which psycopg2
+blocks; `dsn` reads connection strings and hides their passwords. `replacing` replaces
+methods and attributes of psycopg2's C types, `members` reads and writes what they offer
+to read only. This room uses `psycogreen._wait`, never the reverse.
 """

@@ -1,25 +1,31 @@
 """Connecting without a stall: names resolved off the loop, silent hosts left.
 
-libpq resolves host names inside its first call, which blocks whatever waits
-for its socket. And it leaves ``connect_timeout`` to whoever polls, with no way
-to tell it to go on to the next host. Both are done here, around the function
-that `psycopg2.connect` calls.
+libpq resolves host names inside its first call, which blocks the thread. And it
+leaves ``connect_timeout`` to whoever polls, with no way to tell it to go on to the
+next host. Both are done here, around the function that `psycopg2.connect` calls.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import itertools
-import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import psycopg2
-from psycopg2.extensions import connection, get_wait_callback, make_dsn, parse_dsn
+from psycopg2.extensions import connection, get_wait_callback
 
-from psycogreen._wait.deadline import DEFAULT_PORT, ConnectTimeout, error_prefix
+from psycogreen._interface import readback
+from psycogreen._interface.hosts import Host, Plan, plan
+from psycogreen._interface.restart import restart
+from psycogreen._wait import deadline
+from psycogreen._wait.deadline import (
+    ConnectTimeout,
+    error_prefix,
+    parse_connect_timeout,
+)
+from psycogreen._wait.libpq import host_address
+from psycogreen._wait.stats import totals
 
 Connect = Callable[..., connection]
 Resolve = Callable[[str], list[str]]
@@ -35,24 +41,23 @@ class GreenConnect:
 
     def __call__(self, dsn: str, *args: object, **options: Any) -> connection:  # noqa: ANN401
         """Connect as `psycopg2.connect` does, cooperatively if that is in force."""
-
-        def connect(dsn: str) -> connection:
+        planned = plan(dsn) if get_wait_callback() else None
+        if planned is None:
             return self.original(dsn, *args, **options)
-
-        if get_wait_callback() is None:
-            return connect(dsn)
-        try:
-            hosts = _hosts(parse_dsn(dsn))
-        except psycopg2.ProgrammingError:
-            hosts = []  # not a connection string: psycopg2 shall say so
-        if not hosts:
-            return connect(dsn)
-        attempt = _Attempt(dsn, hosts)
-        if self.resolve:
+        attempt = _Attempt(planned)
+        if self.resolve and planned.has_names:
             attempt.resolve(self.resolve)
-        if options.get("async") or options.get("async_"):
-            return connect(attempt.dsn)
-        return attempt.connect(connect)
+        token = deadline.current.set(attempt)
+        try:
+            conn = self.original(attempt.dsn, *args, **options)
+        except psycopg2.OperationalError as ex:
+            attempt.complete_first(ex)
+            raise
+        finally:
+            deadline.current.reset(token)
+        if attempt.is_resolved:
+            readback.note(conn, planned)
+        return conn
 
 
 def install(resolve: Resolve | None) -> None:
@@ -74,102 +79,41 @@ def remove() -> None:
         psycopg2._connect = current.original  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True)
-class _Host:
-    """One of the hosts of a connection string, as libpq counts them."""
+class _Attempt(deadline.Attempt):
+    """The attempt to connect to one of the hosts of a plan.
 
-    host: str
-    address: str
-    port: str
-
-    @property
-    def is_name(self) -> bool:
-        """Whether it takes a resolver to find its address."""
-        if self.address or not self.host or self.host[0] in "/@":
-            return False
-        try:
-            ipaddress.ip_address(self.host)
-        except ValueError:
-            return True
-        return False
-
-    @property
-    def error_prefix(self) -> str:
-        """How libpq begins what it says about this host."""
-        return error_prefix(self.host, self.address, self.port)
-
-    def is_in(self, error: str) -> bool:
-        """Whether libpq says something about this host in *error*."""
-        prefix = re.escape(self.error_prefix)
-        if not self.address:
-            # libpq has looked it up, and names the address it was at.
-            prefix = prefix.replace('",', r'"( \([^)]*\))?,')
-        return re.search(prefix, error) is not None
-
-
-def _hosts(parameters: Mapping[str, str]) -> list[_Host]:
-    """Return the hosts of a connection string, or none if libpq is to find them.
-
-    It is if a service file may name others, or if the lists do not fit together,
-    of which libpq complains.
+    libpq goes through the hosts itself, and judges by itself after which errors to
+    go on. When a host's time is up it begins again with the other hosts, those too
+    that it has tried before: which ones these were depends on
+    ``target_session_attrs`` and ``load_balance_hosts``.
     """
 
-    def listed(keyword: str, variable: str) -> list[str]:
-        return parameters.get(keyword, os.environ.get(variable, "")).split(",")
-
-    if "service" in parameters or "PGSERVICE" in os.environ:
-        return []
-    hosts = listed("host", "PGHOST")
-    addresses = listed("hostaddr", "PGHOSTADDR")
-    ports = listed("port", "PGPORT")
-    count = max(len(hosts), len(addresses))
-    columns = []
-    for column in hosts, addresses, ports:
-        # An empty list stands for any number; so does a single port.
-        repeated = column == [""] or (column is ports and len(ports) == 1)
-        columns.append(column * count if repeated else column)
-    if {len(column) for column in columns} != {count}:
-        return []
-    return [_Host(*row) for row in zip(*columns, strict=True)]
-
-
-def named_hosts(parameters: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the host names among the parameters of a connection, with their address.
-
-    The address is empty where libpq has to resolve the name.
-    """
-    rows = itertools.zip_longest(
-        parameters.get("host", "").split(","),
-        parameters.get("hostaddr", "").split(","),
-        fillvalue="",
-    )
-    return [(host, address) for host, address in rows if _Host(host, "", "").is_name]
-
-
-class _Attempt:
-    """The attempt to connect to one of several hosts."""
-
-    def __init__(self, dsn: str, hosts: list[_Host]) -> None:
-        self.dsn = dsn
-        self._hosts = hosts
+    def __init__(self, planned: Plan) -> None:
+        self.dsn = planned.dsn
+        self.is_resolved = False
+        self._plan = planned
+        self._hosts = planned.hosts
         self._errors = ""
+        self._first: Host | None = None
+        self._first_prefix = ""
+        self._has_begun = False
 
     def resolve(self, resolve: Resolve) -> None:
         """Put every address of a host name in its place.
 
-        The name stays beside it: TLS verification and .pgpass go by the name.
+        The name stays beside it: TLS verification and .pgpass go by the name. Raise
+        `psycopg2.OperationalError` if there are no other hosts than names without an
+        address.
         """
-        if not any(host.is_name for host in self._hosts):
-            return
-        found = []
+        self.is_resolved = True
+        found: list[Host] = []
         for host in self._hosts:
-            if host.is_name:
-                found += self._resolved(host, resolve)
-            else:
-                found.append(host)
-        self._use(found)
+            found += self._resolved(host, resolve) if host.is_name else [host]
+        if not found:
+            raise psycopg2.OperationalError(self._errors)
+        self._use(tuple(found))
 
-    def _resolved(self, host: _Host, resolve: Resolve) -> list[_Host]:
+    def _resolved(self, host: Host, resolve: Resolve) -> list[Host]:
         try:
             addresses = resolve(host.host)
         except (OSError, UnicodeError) as ex:
@@ -178,62 +122,100 @@ class _Attempt:
                 f'could not translate host name "{host.host}" to address: {reason}\n'
             )
             return []
-        return [_Host(host.host, address, host.port) for address in addresses]
+        return [Host(host.host, address, host.port, True) for address in addresses]
 
-    def _use(self, hosts: list[_Host]) -> None:
-        """Go on with *hosts* alone, if there are any."""
-        if not hosts:
-            raise psycopg2.OperationalError(self._errors)
+    def _use(self, hosts: tuple[Host, ...]) -> None:
         self._hosts = hosts
-        lists = {
-            "host": [host.host for host in hosts],
-            "hostaddr": [host.address for host in hosts],
-            "port": [host.port for host in hosts],
-        }
-        parameters = parse_dsn(self.dsn)
-        for keyword, values in lists.items():
-            if any(values) or keyword in parameters:
-                parameters[keyword] = ",".join(values)
-        self.dsn = make_dsn(**parameters)
+        self.dsn = self._plan.with_hosts(hosts)
 
-    def connect(self, connect: Callable[[str], connection]) -> connection:
-        """Connect; when a host's time is up, try again without that host.
+    def limit(self, conn: connection) -> int | None:
+        """Return the seconds that each host has, of which the plan knows."""
+        return parse_connect_timeout(self._plan.connect_timeout)
 
-        libpq goes through the hosts itself, and judges by itself after which
-        errors to go on. It tries those anew that it has tried before: which ones
-        these were depends on ``target_session_attrs``, ``load_balance_hosts``.
+    def has_one_address(self) -> bool:
+        """Return whether there is one host, and no name for libpq to resolve."""
+        return len(self._hosts) == 1 and not self._hosts[0].is_name
+
+    def begin(self, conn: connection) -> None:
+        """Note the host that *conn* is at, if there are several."""
+        if self.is_resolved and not self._has_begun:
+            readback.note(conn, self._plan)
+        self._has_begun = True
+        self._first, self._first_prefix = None, ""
+        if not self.has_one_address():
+            self._first = self._here(conn)
+            self._first_prefix = self._libpq_prefix(conn, self._first)
+
+    def leave_host(self, conn: connection) -> None:
+        """Begin again without the host that *conn* is at."""
+        silent = self._here(conn)
+        self._errors += self._named(self._libpq_prefix(conn, silent))
+        self._errors += "timeout expired\n"
+        rest = list(self._hosts)
+        rest.remove(silent)
+        if not rest:
+            raise ConnectTimeout(self._errors)
+        totals.timed_out += 1
+        self._use(tuple(rest))
+        try:
+            restart(conn, self.dsn)
+        except psycopg2.OperationalError as ex:
+            ex.args = (self._errors + self._named(str(ex)),)
+            raise
+        self.begin(conn)
+
+    def _here(self, conn: connection) -> Host:
+        """Return the host that *conn* is at."""
+        info = conn.info
+        where = info.host, host_address(conn), info.port
+        found = (host for host in self._hosts if host.is_at(*where))
+        return next(found, self._hosts[0])
+
+    def _libpq_prefix(self, conn: connection, host: Host) -> str:
+        """Return how libpq begins what it says about *host*, where *conn* is."""
+        if host.address:
+            return host.libpq_prefix()
+        return error_prefix(conn.info.host, host_address(conn), conn.info.port)
+
+    def completed(self, conn: connection, error: str) -> str:
+        """Return *error* with what libpq leaves out of it.
+
+        That is how it would begin, which libpq forgets when psycopg2 makes the attempt
+        non-blocking, with all that it has noted of hosts that have failed before
+        that.
         """
-        while True:
-            try:
-                return connect(self.dsn)
-            except ConnectTimeout as ex:
-                silent = self._silent_host(ex)
-                self._errors += f"{silent.error_prefix}timeout expired\n"
-            except psycopg2.OperationalError as ex:
-                ex.args = (self._errors + self._completed(str(ex)),)
-                raise
-            self._use([host for host in self._hosts if host is not silent])
+        first = self._first or self._hosts[0]
+        earlier = self._hosts[: self._hosts.index(first)]
+        # In an order of its own, libpq need not have been at them.
+        at_once = () if self._plan.is_shuffled else earlier
+        lines = [f"{host.error_prefix()}it failed at once\n" for host in at_once]
+        prefix = self._first_prefix or self._libpq_prefix(conn, first)
+        return "".join([self._errors, *lines, self._named(prefix + error)])
 
-    def _silent_host(self, timeout: ConnectTimeout) -> _Host:
-        """Return the host whose time was up."""
-        here = [
-            host
-            for host in self._hosts
-            if host.host in ("", timeout.host)
-            and int(host.port or DEFAULT_PORT) == timeout.port
-        ]
-        # Of several addresses of one name it is the last one that libpq mentions.
-        begun = [host for host in here if host.is_in(timeout.errors)]
-        return (begun[-1:] or here or self._hosts)[0]
+    def complete_first(self, error: psycopg2.OperationalError) -> None:
+        """Complete libpq's *error* about hosts that all have failed at once.
 
-    def _completed(self, error: str) -> str:
-        """Return *error* with the hosts added that failed before libpq's first wait.
-
-        Why they did is lost: libpq forgets it when psycopg2 makes the connection
-        attempt non-blocking.
+        Not an error of the connection factory's own.
         """
-        if not any(host.is_in(error) for host in self._hosts):
-            return error
-        at_once = itertools.takewhile(lambda host: not host.is_in(error), self._hosts)
-        lines = [f"{host.error_prefix}it failed at once\n" for host in at_once]
-        return "".join(lines) + error
+        text = str(error)
+        if not self._has_begun and any(
+            host.libpq_prefix() in text for host in self._hosts
+        ):
+            error.args = (self._errors + self._named(text),)
+
+    def _named(self, error: str) -> str:
+        """Return *error* with the names of hosts beside the addresses of libpq's text.
+
+        Where hosts share an address they are taken in their order.
+        """
+        prefixes: dict[str, list[str]] = {}
+        for host in self._hosts:
+            prefixes.setdefault(host.libpq_prefix(), []).append(host.error_prefix())
+        seen: Counter[str] = Counter()
+
+        def name(match: re.Match[str]) -> str:
+            choices = prefixes[match[0]]
+            seen[match[0]] += 1
+            return choices[(seen[match[0]] - 1) % len(choices)]
+
+        return re.sub("|".join(map(re.escape, prefixes)), name, error)

@@ -20,7 +20,12 @@ from psycopg2.extensions import (
 
 from psycogreen._wait import forks
 from psycogreen._wait.cancel import cancel
-from psycogreen._wait.deadline import STATUS_CONNECTING, ConnectWait
+from psycogreen._wait.deadline import (
+    STATUS_CONNECTING,
+    Attempt,
+    ConnectWait,
+    take_attempt,
+)
 from psycogreen._wait.epoll import NOWHERE, EpollSet, forget, unknown_state
 from psycogreen._wait.hub import HubGone, InHub
 from psycogreen._wait.native import SocketWait
@@ -129,7 +134,7 @@ def _wait_answered(
     before = forks.count
     since = monotonic()
     try:
-        _wait_socket(conn, state, framework.wait_socket, timeout, since)
+        _wait_socket(conn, state, framework.wait_socket, timeout, since, conn.poll)
     except BaseException as ex:
         if before == forks.count:
             _interrupted(conn, framework, ex, since)
@@ -148,19 +153,32 @@ def _interrupted(
 def _wait_connected(
     conn: connection, state: int, framework: Framework, timeout: float | None
 ) -> None:
-    wait_socket = ConnectWait(conn, framework.wait_socket)
+    attempt = take_attempt()
     since = monotonic()
     try:
-        _wait_socket(conn, state, wait_socket, timeout, since)
+        attempt.begin(conn)
+        seconds = attempt.limit(conn)
+        wait_socket = framework.wait_socket
+        if seconds is not None:
+            wait_socket = ConnectWait(conn, attempt, wait_socket, seconds)
+        poll = partial(_poll_connecting, conn, attempt)
+        _wait_socket(conn, state, wait_socket, timeout, since, poll)
     except BaseException as ex:
         if is_interruption(ex):
             note_interruption(conn, ex, since)
-        if isinstance(ex, psycopg2.OperationalError):
-            wait_socket.complete(ex)
         # psycopg2 leaves the socket open until the connection is collected, and
-        # the traceback may keep it for long.
+        # the traceback may keep it for long. Not by a method of a subclass: what that
+        # relies on may not be there yet.
         if not conn.async_:
-            conn.close()
+            connection.close(conn)
+        raise
+
+
+def _poll_connecting(conn: connection, attempt: Attempt) -> int:
+    try:
+        return conn.poll()
+    except psycopg2.OperationalError as ex:
+        ex.args = (attempt.completed(conn, str(ex)),)
         raise
 
 
@@ -170,6 +188,7 @@ def _wait_socket(
     wait_socket: SocketWait,
     timeout: float | None,
     since: float,
+    poll: Callable[[], int],
 ) -> None:
     """Wait with the framework's own wait: slower, but it can do anything."""
     wait = Wait(conn, since)
@@ -181,7 +200,7 @@ def _wait_socket(
             # Ask for the descriptor each time: while it connects, libpq may move on
             # to another socket (the next host, or plain text after refused SSL).
             wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=timeout)
-            state = conn.poll()
+            state = poll()
     finally:
         # Not there if a fork has forgotten it.
         if wait in under_way:

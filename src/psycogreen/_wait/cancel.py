@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from psycogreen._errors import WaitTimeout
-from psycogreen._wait.native import original, start_thread
-from psycogreen._wait.offload import in_thread
+from psycogreen._wait import forks, offload
+from psycogreen._wait.libpq import libpq, pgconn
+from psycogreen._wait.native import original
 from psycogreen._wait.stats import logger, totals
 
 if TYPE_CHECKING:
-    import ctypes
-
     from psycopg2.extensions import connection
 
     from psycogreen._wait.native import SocketWait
@@ -51,10 +49,14 @@ def cancel(
         if conn.async_:
             return
         request = _Request(conn)
-        if _is_kill(interruption):
-            start_thread(request.send)
-        else:
-            in_thread(request.send, wait_socket, CANCEL_WAIT)
+        sent = offload.Call(request.send)
+        try:
+            offload.start(sent.run)
+        except BaseException:
+            request.drop()
+            raise
+        if not _is_kill(interruption):
+            sent.wait(wait_socket, CANCEL_WAIT)
     except WaitTimeout:
         request.log_failure(f"the server has not taken it within {CANCEL_WAIT:g} s")
     except Exception as ex:  # noqa: BLE001
@@ -79,8 +81,8 @@ class _Request:
         """Take what is needed from *conn*, which may be closed at any time after."""
         info = conn.info
         self._backend = (info.backend_pid, info.host, info.port)
-        self._libpq = _libpq()
-        self._request = self._libpq.PQgetCancel(_native_connection(conn))
+        self._libpq = libpq()
+        self._request = self._libpq.PQgetCancel(pgconn(conn))
         _under_way.add(self)
 
     def send(self) -> None:
@@ -94,8 +96,12 @@ class _Request:
             else:
                 self.log_failure(error.value.decode(errors="replace").strip())
         finally:
-            self._libpq.PQfreeCancel(self._request)
-            _under_way.discard(self)
+            self.drop()
+
+    def drop(self) -> None:
+        """Free what libpq has allocated for it."""
+        self._libpq.PQfreeCancel(self._request)
+        _under_way.discard(self)
 
     def log_failure(self, reason: str) -> None:
         """Log why the query may still be running."""
@@ -114,33 +120,7 @@ def _await_requests() -> None:
         original("time", "sleep")(0.005)
 
 
-@functools.cache
-def _libpq() -> Any:  # noqa: ANN401
-    """Return the libpq that psycopg2 itself is linked with.
-
-    The dynamic linker looks for a symbol in the libraries that psycopg2's
-    extension module depends on too, whether the system's or bundled in a wheel.
-    """
-    import ctypes
-
-    from psycopg2 import _psycopg
-
-    libpq = ctypes.CDLL(_psycopg.__file__)
-    libpq.PQgetCancel.restype = ctypes.c_void_p
-    libpq.PQgetCancel.argtypes = [ctypes.c_void_p]
-    libpq.PQcancel.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
-    libpq.PQfreeCancel.restype = None
-    libpq.PQfreeCancel.argtypes = [ctypes.c_void_p]
-    return libpq
-
-
-def _native_connection(conn: connection) -> ctypes.c_void_p:
-    """Return the ``PGconn *`` of *conn*."""
-    import ctypes
-
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype = ctypes.c_void_p
-    pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    name = b"psycopg2.connection.native_connection"
-    capsule = conn.get_native_connection()  # type: ignore[no-untyped-call]
-    return ctypes.c_void_p(pointer(capsule, name))
+@forks.after_in_child
+def _after_fork() -> None:
+    """Forget the requests, whose threads are the parent's."""
+    _under_way.clear()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import psycopg2
 from psycopg2.extensions import STATUS_SETUP
 
 from psycogreen._errors import WaitTimeout
+from psycogreen._wait import libpq
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -28,69 +30,115 @@ _INT_MAX = 2**31 - 1
 class ConnectTimeout(psycopg2.OperationalError):
     """A host did not answer in time. The text is libpq's."""
 
-    def __init__(self, conn: connection, errors: str) -> None:
-        """Tell where *conn* was at; *errors* ends with the beginning of that host's."""
-        super().__init__(f"{errors}timeout expired\n")
-        self.host = conn.info.host
-        self.port = conn.info.port
-        self.errors = errors
+
+class Attempt:
+    """An attempt to connect, of which nothing is known but the connection.
+
+    It may have been made by an application's own means, or libpq may have read its
+    hosts from a service file. `psycogreen._interface.connecting` knows more of others.
+    """
+
+    def begin(self, conn: connection) -> None:
+        """Note where *conn* is, before its first wait.
+
+        libpq forgets how its error would begin when psycopg2 makes the connection
+        non-blocking.
+        """
+        self._first_prefix = _first_prefix(conn)
+
+    def limit(self, conn: connection) -> int | None:
+        """Return the seconds that each host has; ``None`` if without limit."""
+        return parse_connect_timeout(conn.info.dsn_parameters.get("connect_timeout"))
+
+    def has_one_address(self) -> bool:
+        """Return whether libpq has one address only, to which it can go."""
+        return False
+
+    def leave_host(self, conn: connection) -> None:
+        """Go on without the host that *conn* is at, whose time is up.
+
+        Raise `ConnectTimeout` if there is no other one.
+        """
+        noted = conn.info.error_message or ""
+        raise ConnectTimeout(self._first_prefix + noted + "timeout expired\n")
+
+    def completed(self, conn: connection, error: str) -> str:
+        """Return libpq's *error* with the words that name the first host."""
+        return self._first_prefix + error
+
+
+current: ContextVar[Attempt | None] = ContextVar("psycogreen_attempt", default=None)
+"""The attempt that ``psycopg2.connect()`` has begun in this greenlet, and of which no
+connection is known yet."""
+
+
+def take_attempt() -> Attempt:
+    """Return the attempt of a connection that is about to wait for the first time."""
+    attempt = current.get()
+    if attempt is None:
+        return Attempt()
+    # A connection that its factory makes by other means is another attempt's.
+    current.set(None)
+    return attempt
 
 
 class ConnectWait:
     """A wait for a socket that ends when the host's time to connect is up.
 
-    The time begins anew whenever libpq goes on to another host, or to another
+    The time begins again whenever libpq goes on to another host, or to another
     address of the same host: so says libpq's documentation of
     ``connect_timeout``, and so do its own blocking functions.
     """
 
-    def __init__(self, conn: connection, wait_socket: SocketWait) -> None:
-        """Wait with *wait_socket*, by the ``connect_timeout`` of *conn*."""
+    def __init__(
+        self, conn: connection, attempt: Attempt, wait_socket: SocketWait, seconds: int
+    ) -> None:
+        """Wait with *wait_socket*; each host of *attempt* has so many *seconds*."""
         self._conn = conn
+        self._attempt = attempt
         self._wait_socket = wait_socket
-        self._first_host = _first_host(conn)
-        self._seconds = connect_timeout(conn)
+        self._seconds = seconds
         self._host: object = None
-        self._end = 0.0
+        self._end = time.monotonic() + seconds
 
     def __call__(self, fd: int, *, write: bool, timeout: float | None) -> None:
-        """Wait for *fd*; raise `ConnectTimeout` when the host's time is up."""
-        left = self._left()
-        if left is None or (timeout is not None and timeout < left):
-            self._wait_socket(fd, write=write, timeout=timeout)
-            return
-        try:
-            self._wait_socket(fd, write=write, timeout=max(left, 0))
-        except WaitTimeout:
-            errors = self._first_host + (self._conn.info.error_message or "")
-            raise ConnectTimeout(self._conn, errors) from None
+        """Wait for *fd*, or for the socket of the next host if the time is up."""
+        while True:
+            left = self._left()
+            limited = timeout is not None and timeout < left
+            try:
+                self._wait_socket(
+                    fd, write=write, timeout=timeout if limited else max(left, 0)
+                )
+            except WaitTimeout:
+                if limited:
+                    raise
+            else:
+                return
+            self._attempt.leave_host(self._conn)
+            self._end = time.monotonic() + self._seconds
+            fd, write = self._conn.fileno(), True  # as PQconnectStart() demands
 
-    def _left(self) -> float | None:
-        """Return the seconds left for the host that libpq is at; ``None``: no limit."""
-        if self._seconds is None:
-            return None
-        info = self._conn.info
-        # libpq does not tell which address it is at, but notes why it has left one.
-        host = (info.host, info.port, info.error_message)
+    def _left(self) -> float:
+        """Return the seconds left for the host that libpq is at."""
         now = time.monotonic()
-        if host != self._host:
-            self._host = host
-            self._end = now + self._seconds
+        if not self._attempt.has_one_address():
+            info = self._conn.info
+            # libpq notes in its message why it has left an address.
+            host = (info.host, info.port, info.error_message)
+            if host != self._host:
+                self._host = host
+                self._end = now + self._seconds
         return self._end - now
 
-    def complete(self, error: psycopg2.OperationalError) -> None:
-        """Put the words that name the host into *error*, if it is libpq's own."""
-        if not isinstance(error, (ConnectTimeout, WaitTimeout)):
-            error.args = (self._first_host + str(error),)
 
-
-def connect_timeout(conn: connection) -> int | None:
-    """Return the seconds *conn* has for each host; ``None`` if without limit.
+def parse_connect_timeout(value: str | None) -> int | None:
+    """Return the seconds of a connect_timeout; ``None`` if without limit.
 
     libpq's meaning and wording: a whole number from the connection string, the
     service file or ``PGCONNECT_TIMEOUT``; none, zero or a negative one is no limit.
+    Raise `psycopg2.OperationalError` for anything else.
     """
-    value = conn.info.dsn_parameters.get("connect_timeout")
     if value is None:
         return None
     # strtol(), and then nothing but white space
@@ -103,29 +151,25 @@ def connect_timeout(conn: connection) -> int | None:
 
 
 def error_prefix(host: str, address: str, port: str | int) -> str:
-    """Return how libpq begins what it says about a host (since PostgreSQL 14)."""
-    port = port or DEFAULT_PORT
+    """Return how libpq begins what it says about a host (since PostgreSQL 14).
+
+    *host* is a name, an address or the folder of a unix socket, or empty; *address* is
+    what the name was found to be, or empty.
+    """
+    host, port = host or address, port or DEFAULT_PORT
     if host.startswith(("/", "@")):
         socket = f"{host}/.s.PGSQL.{port}"
         return f'connection to server on socket "{socket}" failed: '
-    name = f'"{host or address}"'
-    if address and address != (host or address):
-        name += f" ({address})"
-    return f"connection to server at {name}, port {port} failed: "
+    found = f" ({address})" if address and address != host else ""
+    return f'connection to server at "{host}"{found}, port {port} failed: '
 
 
-def _first_host(conn: connection) -> str:
-    """Return the beginning of the error of the host that *conn* is at.
-
-    libpq has noted it, too, but forgets it when psycopg2 makes the connection
-    non-blocking: it is what its errors lack.
-    """
+def _first_prefix(conn: connection) -> str:
+    """Return the beginning of the error of the host that *conn* is at."""
     info = conn.info
     parameters = info.dsn_parameters
-    rows = zip(
-        parameters.get("host", "").split(","),
-        parameters.get("hostaddr", "").split(","),
-        strict=False,
-    )
-    address = next((address for host, address in rows if host == info.host), "")
-    return error_prefix(info.host, address, info.port)
+    address = libpq.host_address(conn)
+    # libpq shows an address that it was given, and not the name beside it.
+    given = parameters.get("hostaddr", "").split(",")
+    host = address if address in given else info.host
+    return error_prefix(host, address, info.port)

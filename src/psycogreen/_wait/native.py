@@ -12,11 +12,14 @@ import os
 import select
 import sys
 import threading
+import time
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Protocol
 
 from psycogreen._errors import wait_timeout
+
+_POLL_MAX = 2**31 - 1  # milliseconds: a C int
 
 
 class SocketWait(Protocol):
@@ -57,6 +60,14 @@ def wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
     """Wait for *fd* as `SocketWait` says: it blocks this thread."""
     poll = original("select", "poll")()
     poll.register(fd, select.POLLOUT if write else select.POLLIN)
-    # Rounded up: it must not return early, with some of the time left.
-    if not poll.poll(None if timeout is None else math.ceil(timeout * 1000)):
-        raise wait_timeout(timeout or 0)
+    if timeout is None:
+        poll.poll()
+        return
+    end = time.monotonic() + timeout
+    # At least once, and again where the time is more than poll() can be told. Rounded
+    # up: it must not return early, with some of the time left.
+    left = timeout
+    while not poll.poll(min(math.ceil(left * 1000), _POLL_MAX)):
+        left = end - time.monotonic()
+        if left <= 0:
+            raise wait_timeout(timeout)

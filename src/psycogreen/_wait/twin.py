@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def _load() -> ModuleType:
     """Return the twin that is to be used: ``PSYCOGREEN_PURE=1`` forces Python."""
-    if not os.environ.get("PSYCOGREEN_PURE"):
+    if os.environ.get("PSYCOGREEN_PURE", "") in ("", "0"):
         with contextlib.suppress(ImportError):
             return import_module("psycogreen._wait._speedups")
     return import_module("psycogreen._wait.pure")

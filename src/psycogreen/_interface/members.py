@@ -1,0 +1,104 @@
+"""Members of C types, read and written where they are in memory.
+
+psycopg2 has members that it offers to read only, such as ``cursor.rowcount``. A
+member's descriptor holds its place in the object's structure and its C type, whatever
+the layout of this version of psycopg2 is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+_POINTER = ctypes.sizeof(ctypes.c_void_p)
+
+# The head of a PyMemberDescrObject, then d_type, d_name and d_qualname.
+_DEFINITION = object.__basicsize__ + 3 * _POINTER
+
+# Py_T_STRING: `Member.get` and `Member.set` have it as the text's address.
+_STRING = 5
+
+# Py_T_OBJECT, and Py_T_OBJECT_EX, which is never NULL to Python.
+_OBJECTS = (6, 16)
+
+# The numbers of Include/structmember.h.
+_C_TYPES: dict[int, Any] = {
+    0: ctypes.c_short,
+    1: ctypes.c_int,
+    2: ctypes.c_long,
+    _STRING: ctypes.c_void_p,
+    **dict.fromkeys(_OBJECTS, ctypes.c_void_p),
+    8: ctypes.c_byte,
+    9: ctypes.c_ubyte,
+    10: ctypes.c_ushort,
+    11: ctypes.c_uint,
+    12: ctypes.c_ulong,
+    14: ctypes.c_bool,
+    17: ctypes.c_longlong,
+    18: ctypes.c_ulonglong,
+    19: ctypes.c_ssize_t,
+}
+
+
+class _Definition(ctypes.Structure):
+    """A PyMemberDef."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("type", ctypes.c_int),
+        ("offset", ctypes.c_ssize_t),
+    )
+
+
+class Member:
+    """A member of a C type, which may be read-only to Python."""
+
+    def __init__(self, cls: type, name: str) -> None:
+        """Find the member *name* that *cls* itself defines.
+
+        Raise `TypeError` if it is not a member, or one of a type not known here.
+        """
+        descriptor = vars(cls)[name]
+        if type(descriptor).__name__ != "member_descriptor":
+            msg = f"{name!r} of {cls!r} is not a member of its structure"
+            raise TypeError(msg)
+        place = ctypes.c_void_p.from_address(id(descriptor) + _DEFINITION)
+        definition = _Definition.from_address(place.value or 0)
+        if definition.type not in _C_TYPES:
+            msg = f"member {name!r} of {cls!r} has the unknown type {definition.type}"
+            raise TypeError(msg)
+        self._cls = cls
+        self._name = name
+        self._is_object = definition.type in _OBJECTS
+        self._c_type = _C_TYPES[definition.type]
+        self._offset = definition.offset
+
+    def get(self, instance: object) -> Any:  # noqa: ANN401
+        """Return the value in *instance*; of a text, its address or ``None``."""
+        value = self._place(instance).value
+        if not self._is_object or value is None:
+            return value
+        return ctypes.cast(value, ctypes.py_object).value
+
+    def set(self, instance: object, value: Any) -> None:  # noqa: ANN401
+        """Write *value* into *instance*; for a text, its address or ``None``.
+
+        The text has to outlive the instance, or its place in it.
+        """
+        place = self._place(instance)
+        if not self._is_object:
+            place.value = value
+            return
+        # The structure owns what it points to: the new reference before the old one
+        # goes, since that may run a destructor, which may look at the member.
+        before = place.value
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+        place.value = id(value)
+        if before:
+            ctypes.pythonapi.Py_DecRef(ctypes.c_void_p(before))
+
+    def _place(self, instance: object) -> Any:  # noqa: ANN401
+        if not isinstance(instance, self._cls):
+            msg = f"{instance!r} has no member {self._name!r} of {self._cls!r}"
+            raise TypeError(msg)
+        return self._c_type.from_address(id(instance) + self._offset)

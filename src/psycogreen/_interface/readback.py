@@ -1,0 +1,99 @@
+"""What an application reads back of its connection string is what it gave.
+
+libpq is given the addresses of host names beside the names, and shows them. So the
+attributes that show them are replaced in psycopg2's types as long as it is patched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from psycopg2.extensions import ConnectionInfo, connection, make_dsn, parse_dsn
+
+from psycogreen._interface.hosts import LISTS
+from psycogreen._interface.replacing import Replacement
+
+if TYPE_CHECKING:
+    from psycogreen._interface.hosts import Plan
+
+
+# By their identity: a subclass may define what its equality is.
+_plans: dict[int, tuple[weakref.ref[connection], Plan]] = {}
+"""The plans of the connections that live and whose names were looked up."""
+
+
+def note(conn: connection, plan: Plan) -> None:
+    """Show *plan* in the place of what libpq was given for *conn*."""
+    number = id(conn)
+    _plans[number] = weakref.ref(conn, lambda _: _plans.pop(number, None)), plan
+
+
+def is_noted(conn: connection) -> bool:
+    """Return whether the names of *conn* were looked up, and not by libpq."""
+    return _plan_of(conn) is not None
+
+
+def _plan_of(conn: connection) -> Plan | None:
+    reference, plan = _plans.get(id(conn), (None, None))
+    return plan if reference and reference() is conn else None
+
+
+def _dsn(original: Any) -> property:  # noqa: ANN401
+    def dsn(conn: connection) -> str:
+        shown: str = original.__get__(conn)
+        plan = _plan_of(conn)
+        if plan is None:
+            return shown
+        # Not the given one where something else differs: a password is hidden in what
+        # is shown, and a replication connection adds a parameter.
+        parameters = _given(parse_dsn(shown), plan.given)
+        is_given = parameters == parse_dsn(plan.dsn)
+        return plan.dsn if is_given else str(make_dsn(**parameters))
+
+    return property(dsn, doc=original.__doc__)
+
+
+def _get_dsn_parameters(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def get_dsn_parameters(conn: connection) -> dict[str, str]:
+        return _shown(conn, original(conn))
+
+    return get_dsn_parameters
+
+
+def _dsn_parameters(original: Any) -> property:  # noqa: ANN401
+    def dsn_parameters(info: ConnectionInfo) -> dict[str, str]:
+        return _shown(_connection_of(info), original.__get__(info))
+
+    return property(dsn_parameters, doc=original.__doc__)
+
+
+REPLACEMENTS = [
+    Replacement(connection, "dsn", _dsn),
+    Replacement(connection, "get_dsn_parameters", _get_dsn_parameters),
+    Replacement(ConnectionInfo, "dsn_parameters", _dsn_parameters),
+]
+
+
+def _connection_of(info: ConnectionInfo) -> connection:
+    # It is all that the object holds, behind what every object has.
+    place = ctypes.py_object.from_address(id(info) + object.__basicsize__)
+    return cast(connection, place.value)
+
+
+def _shown(conn: connection, parameters: dict[str, str]) -> dict[str, str]:
+    plan = _plan_of(conn)
+    if plan is None:
+        return parameters
+    default = {"port": parameters["port"]} if "port" in parameters else {}
+    return _given(parameters, {**default, **plan.inherited, **plan.given})
+
+
+def _given(parameters: dict[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Return *parameters* with *given* in the place of the lists that libpq has."""
+    rest = {word: value for word, value in parameters.items() if word not in LISTS}
+    return {**rest, **given}
