@@ -15,6 +15,12 @@ if sys.platform == "linux":
     extensions.append(
         Extension("psycogreen._uwsgi._ugreen", ["src/psycogreen/_uwsgi/_ugreen.c"])
     )
+    rows = Extension(
+        "psycogreen._interface._rows", ["src/psycogreen/_interface/_rows.c"]
+    )
+    # dlopen() is in a library of its own before glibc 2.34.
+    rows.libraries = ["dl"]
+    extensions.append(rows)
     if greenlet := find_spec("greenlet"):
         # Its wheels have the header within the package, as greenlet/greenlet.h.
         headers = str(Path(greenlet.origin).parents[1])

@@ -28,10 +28,6 @@ FRAMEWORKS = ("gevent", "eventlet", "uwsgi")
 _OWN = {f"psycogreen.{name}": name for name in FRAMEWORKS}
 _BUILTIN = {"eventlet.support.psycopg2_patcher": "eventlet"}
 
-_REPLACEMENTS: list[replacing.Replacement] = [*readback.REPLACEMENTS]
-"""What is replaced in psycopg2's types. The last one of an attribute comes first when
-it is called: what takes a connection's turn comes after what uses the connection."""
-
 
 @dataclass(frozen=True)
 class Status:
@@ -204,10 +200,22 @@ def install(
         connecting.install(resolve if resolve_hosts else None)
     if cancel_interrupted is not None:
         cancel.enabled = cancel_interrupted
-    replacing.install(_REPLACEMENTS)
+    replacing.install(_replacements())
     if not installed:
         blocking.set_callback(callback)
         logger.info("%s wait callback installed", wanted)
+
+
+def _replacements() -> list[replacing.Replacement]:
+    """Return what is replaced in psycopg2's types.
+
+    The last one of an attribute comes first when it is called: what takes a
+    connection's turn comes after what uses the connection.
+    """
+    # Not earlier: it imports greenlet.
+    from psycogreen._interface import copying
+
+    return [*readback.REPLACEMENTS, *copying.REPLACEMENTS]
 
 
 def _initial(option: str, given: bool | None) -> bool:

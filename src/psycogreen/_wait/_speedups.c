@@ -33,6 +33,7 @@ typedef struct {
     PyTypeObject *entry_type;
     PyTypeObject *wait_type;
     PyObject *entries; /* a dictionary: descriptor -> Entry */
+    PyObject *polls;   /* a dictionary: id of a connection -> what stands for its poll */
     PyObject *poll;    /* names of methods */
     PyObject *fileno;
     PyObject *hold;
@@ -480,12 +481,36 @@ static PyType_Spec set_spec = {
 
 /* ---- the wait -------------------------------------------------------------- */
 
+/* Call what stands for the poll() of a connection, or else that. Return what it returns,
+   a new reference, or NULL with an exception set. */
+static PyObject *
+poll_otherwise(State *state, PyObject *conn)
+{
+    PyObject *id = PyLong_FromVoidPtr(conn);
+    PyObject *poll = id ? PyDict_GetItemWithError(state->polls, id) : NULL;
+    PyObject *result = NULL;
+
+    if (poll) {
+        /* It may be taken out of the dictionary while it runs. */
+        Py_INCREF(poll);
+        result = PyObject_CallNoArgs(poll);
+        Py_DECREF(poll);
+    }
+    else if (!PyErr_Occurred()) {
+        result = PyObject_CallMethodNoArgs(conn, state->poll);
+    }
+    Py_XDECREF(id);
+    return result;
+}
+
 /* Return what conn.poll() returns, a new reference, or NULL with an exception set.
    Its value goes to *code: POLL_OTHER if it is none of the known. */
 static PyObject *
 poll_connection(State *state, PyObject *conn, int *code)
 {
-    PyObject *result = PyObject_CallMethodNoArgs(conn, state->poll);
+    PyObject *result = PyDict_GET_SIZE(state->polls)
+                           ? poll_otherwise(state, conn)
+                           : PyObject_CallMethodNoArgs(conn, state->poll);
 
     *code = POLL_OTHER;
     if (result && PyLong_Check(result)) {
@@ -941,7 +966,9 @@ module_exec(PyObject *module)
         !(state->entry_type = add_type(module, &entry_spec, 1)) ||
         !(state->wait_type = add_type(module, &wait_spec, 0)) ||
         !(state->entries = PyDict_New()) ||
-        PyModule_AddObjectRef(module, "entries", state->entries) < 0) {
+        !(state->polls = PyDict_New()) ||
+        PyModule_AddObjectRef(module, "entries", state->entries) < 0 ||
+        PyModule_AddObjectRef(module, "polls", state->polls) < 0) {
         return -1;
     }
     return PyModule_AddIntMacro(module, CHECK_INTERVAL);
@@ -955,6 +982,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->entry_type);
     Py_VISIT(state->wait_type);
     Py_VISIT(state->entries);
+    Py_VISIT(state->polls);
     return 0;
 }
 
@@ -966,6 +994,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->entry_type);
     Py_CLEAR(state->wait_type);
     Py_CLEAR(state->entries);
+    Py_CLEAR(state->polls);
     Py_CLEAR(state->poll);
     Py_CLEAR(state->fileno);
     Py_CLEAR(state->hold);

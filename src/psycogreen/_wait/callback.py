@@ -36,7 +36,7 @@ from psycogreen._wait.stats import (
     totals,
     under_way,
 )
-from psycogreen._wait.twin import Entry, make_wait
+from psycogreen._wait.twin import Entry, make_wait, polls
 
 WaitCallback = TypeVar("WaitCallback", bound=Callable[..., None])
 
@@ -193,6 +193,7 @@ def _wait_socket(
     """Wait with the framework's own wait: slower, but it can do anything."""
     wait = Wait(conn, since)
     under_way.add(wait)
+    poll = polls.get(id(conn), conn.poll)
     try:
         while state != POLL_OK:
             if state not in (POLL_READ, POLL_WRITE):

@@ -162,6 +162,16 @@ entries: dict[int, Entry] = {}
 """The entries of all sets by descriptor. One that is found by its number has to
 be asked whose it is: which connection's, and which set's."""
 
+polls: dict[int, Callable[[], int]] = {}
+"""What is called in place of a connection's ``poll()``, by the connection's `id`: what
+follows the answer on the wire, as in a COPY, is part of the wait. To be set before the
+wait begins, and taken away after it."""
+
+
+def poll_otherwise(conn: connection) -> int:
+    """Return what the one in *polls* returns if there is one, else ``conn.poll()``."""
+    return polls.get(id(conn), conn.poll)()
+
 
 def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
     """Return the callback: the loop that waits for queries.
@@ -177,7 +187,7 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
     def wait(  # noqa: C901
         conn: connection, timeout: float | None = None
     ) -> None:
-        state = conn.poll()
+        state = poll_otherwise(conn) if polls else conn.poll()
         if state == POLL_OK:
             return
         entry = entries.get(conn.fileno())
@@ -224,7 +234,7 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
                     waiting = epoll_set.waiting = epoll_set.waiting - 1
                     if not waiting and epoll_set.held:
                         epoll_set.release()
-                state = conn.poll()
+                state = poll_otherwise(conn) if polls else conn.poll()
                 if state == POLL_OK:
                     return
         except BaseException as ex:

@@ -34,6 +34,7 @@ BaseSet = _twin.BaseSet
 Entry = _twin.Entry
 entries = _twin.entries
 make_wait = _twin.make_wait
+polls = _twin.polls
 
 compiled = _twin.__name__ == "psycogreen._wait._speedups"
 """Whether it is the one in C."""

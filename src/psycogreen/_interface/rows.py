@@ -1,0 +1,52 @@
+"""The rows of COPY TO, in Python. Its twin in C is _rows.c."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from time import monotonic
+
+from psycogreen._interface.libpq import library
+
+# What connection.poll() returns for the same.
+END = 0
+READ = 1
+YIELD = 2
+
+
+def write_rows(
+    pgconn: int,
+    write: Callable[[str | bytes], object] | None,
+    codec: str | None,
+    seconds: float,
+) -> int:
+    """Call *write* with each row that has come, for *seconds* at most.
+
+    *pgconn* is the address of a connection that is in COPY TO. With a *codec* the rows
+    are decoded; with ``None`` for *write* they are dropped.
+
+    Return `END` after the last row or if the connection is lost, `READ` if the next one
+    has not come yet, and `YIELD` if the time is up. Raise what *write* raises, or
+    `UnicodeDecodeError`.
+    """
+    libpq = library()
+    end = monotonic() + seconds
+    row = ctypes.c_void_p()
+    read = False
+    while (length := libpq.PQgetCopyData(pgconn, row, 1)) >= 0:
+        if length == 0:
+            # One attempt to read more, so that the loop is asked only when it is due.
+            if read:
+                return READ
+            if not libpq.PQconsumeInput(pgconn):
+                return END
+            read = True
+            continue
+        read = False
+        data = ctypes.string_at(row, length)
+        libpq.PQfreemem(row)
+        if write:
+            write(data.decode(codec) if codec else data)
+        if monotonic() >= end:
+            return YIELD
+    return END
