@@ -310,6 +310,7 @@ def test_blocking_in_words(command, dsn, tmp_path):
     assert any(
         line.startswith("remedy: call psycogreen.patch_psycopg()") for line in lines
     )
+    assert "If a server patches this application" in lines[-2]
     assert max(map(len, lines)) < 80
 
 
@@ -355,6 +356,38 @@ def test_cannot_check(command, tmp_path, case):
     assert line.startswith("psycogreen: cannot check: ")
     assert expected in line
     assert all(step.startswith("psycogreen: ") for step in steps)
+
+
+SERVING = """
+from gevent import monkey; monkey.patch_all()
+from gevent.pywsgi import WSGIServer
+while True:
+    try:
+        WSGIServer(("127.0.0.1", 0), None).serve_forever()
+    except Exception:
+        pass
+"""
+
+
+def test_application_that_serves(tmp_path):
+    """The import of a module that does not end is given up, with a hint."""
+    (tmp_path / "serving.py").write_text(SERVING)
+    code = (
+        "import sys; from psycogreen._check import command; command._APP_LIMIT = 2\n"
+        "sys.exit(command.main(['check', '--app=serving']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    [line] = result.stderr.splitlines()
+    assert "after 2 s the import of --app has not ended" in line
+    assert "-- gunicorn -k gevent app:app" in line
 
 
 @pytest.fixture

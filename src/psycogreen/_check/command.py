@@ -178,9 +178,11 @@ def _check_here(given: argparse.Namespace) -> tuple[bool, str]:
     checked = _run_check(given)
     if given.json:
         return checked.cooperative, _as_json(report.as_dict(checked))
-    return checked.cooperative, "\n".join(
-        report.lines(checked, colours=sys.stdout.isatty())
-    )
+    lines = list(report.lines(checked, colours=sys.stdout.isatty()))
+    if given.app and not checked.cooperative:
+        lines.append("If a server patches this application, check the server's worker:")
+        lines.append(f"  {_OF_A_WORKER}")
+    return checked.cooperative, "\n".join(lines)
 
 
 def _as_json(found: dict[str, Any]) -> str:
@@ -250,11 +252,12 @@ def _import_app(name: str) -> None:
 
 
 def _give_up_import(sig: int, frame: object) -> None:
-    msg = (
-        f"after {_APP_LIMIT} s the import has not ended. Does the module serve? Guard "
-        f'that with if __name__ == "__main__", or check a server: {_OF_A_WORKER}'
+    error = CannotCheck(
+        f"after {_APP_LIMIT} s the import of --app has not ended. Does the module serve? "
+        f'Guard that with if __name__ == "__main__", or check a server: {_OF_A_WORKER}'
     )
-    raise TimeoutError(msg)
+    # An exception would end in the module's own code, or in the loop that it runs.
+    os._exit(_say_why_not(error))
 
 
 @contextlib.contextmanager
