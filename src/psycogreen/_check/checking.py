@@ -90,9 +90,9 @@ def examine(
     say: Callable[[str], object],
     worker: Worker | None = None,
 ) -> CheckReport:
-    """Do what `check` says, in the *worker* of a server if that is not ``None``.
+    """Run the check of `check`, in a server's *worker* if that is not ``None``.
 
-    With ``None`` for *framework* there is no loop to watch.
+    If *framework* is ``None``, there is no loop to watch.
     """
     dsn = for_libpq(dsn)
     status = _install.status()
@@ -113,5 +113,5 @@ def examine(
 
 
 def _framework(status: Status) -> str | None:
-    """Return whose loop to watch: who waits, or else who has patched."""
+    """Return the framework whose loop to watch: the callback's, else the patch's."""
     return status.framework or next(iter(_install.monkey_patched()), None)

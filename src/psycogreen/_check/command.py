@@ -35,7 +35,7 @@ _OF_A_WORKER = "python -m psycogreen check DSN -- gunicorn -k gevent app:app"
 
 
 class CannotCheck(Exception):
-    """There is nothing to check, or nothing to check it with."""
+    """The check cannot run; the message says why."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print(text: str) -> None:
-    """Print *text*, of which the reader may take as much as it wants: ``| head -1``."""
+    """Print *text*; a reader that stops reading, such as ``head -1``, is no error."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -173,7 +173,7 @@ def _positive(number: type[int | float]) -> Callable[[str], float]:
 
 def _check_here(given: argparse.Namespace) -> tuple[bool, str]:
     """Check this process; return whether it is cooperative, and what to print."""
-    # Ctrl-C just ends it: no hub, and no query, is to make something of it.
+    # Ctrl-C ends the process, without an exception in a hub or in a query.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     checked = _run_check(given)
     if given.json:
@@ -239,7 +239,7 @@ def _installed_framework() -> str:
 
 
 def _import_app(name: str) -> None:
-    """Import the module; the name of an object in it, ``module:app``, is let be."""
+    """Import the module of ``module`` or ``module:app``, within `_APP_LIMIT`."""
     signal.signal(signal.SIGALRM, _give_up_import)
     signal.alarm(_APP_LIMIT)
     try:
@@ -274,7 +274,7 @@ def _server(given: argparse.Namespace) -> Iterator[str]:
 
 
 class _Progress:
-    """Tells the steps on standard error: on a terminal each in the place of the last."""
+    """Prints the steps on standard error; on a terminal, each replaces the last one."""
 
     def __enter__(self) -> Self:
         self._live = sys.stderr.isatty()
@@ -285,7 +285,7 @@ class _Progress:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     def say(self, step: str) -> None:
-        """Tell a step that begins."""
+        """Print a step that begins."""
         if self._live:
             print(f"\r\x1b[K{step} ...", end="", file=sys.stderr, flush=True)
         else:

@@ -1,4 +1,4 @@
-"""What a check has found: each cause with its remedy, and a code for programs."""
+"""The findings of a check: a cause, a remedy, and a stable code for programs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ class Finding:
     """Something that is not as it should be."""
 
     code: str
-    """What it is, in words that stay the same, such as ``"wait-callback-missing"``.
-    See :ref:`findings`."""
+    """A stable identifier, such as ``"wait-callback-missing"``. See :ref:`findings`."""
 
     cause: str
-    """What was seen, for people."""
+    """What was found, for people. The text may change."""
 
     remedy: str
-    """What to do about it, for people."""
+    """What to do about it, for people. The text may change."""
 
     blocks: bool = True
-    """Whether it stops the loop. If not, it is worth knowing."""
+    """Whether it blocks the loop. If not, it is only a remark."""
 
     @property
     def title(self) -> str:
@@ -58,7 +57,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Seen:
-    """All that a verdict is made of."""
+    """The facts from which the findings follow."""
 
     status: Status
     watched: Loop | None
@@ -68,14 +67,14 @@ class Seen:
 
 
 def findings(seen: Seen) -> Iterator[Finding]:
-    """Find out what is not as it should be, what stops the loop first."""
+    """Return the findings, those that block the loop first."""
     if seen.worker and not seen.worker.is_green:
         yield _worker_not_green(seen.worker)
         return
     if seen.status.callback is None:
         yield _callback_missing(seen.worker)
     if seen.worker and seen.watched is None:
-        return  # uWSGI's own engines run requests only: nothing was tried
+        return  # uWSGI's own engines run requests only: no query was run
     if seen.watched is None:
         yield Finding(
             "monkey-patch-missing",
@@ -163,7 +162,7 @@ def _remedy_for_libpq(status: Status) -> str:
 
 
 def _remarks(seen: Seen) -> Iterator[Finding]:
-    # Other stalls of connecting are among the problems already.
+    # Other causes of a stall are among the problems already.
     off_loop = seen.figures.resolved_by in (None, "psycogreen")
     stall = seen.figures.connect_stall or 0
     if seen.status.callback and off_loop and stands_still(stall, seen.seconds):

@@ -1,4 +1,4 @@
-"""A server's own command, started to check one of its workers, and stopped again."""
+"""Start a server's own command, check one of its workers, and stop the server."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_worker(
 def _running(
     command: Sequence[str], path: str, log: IO[str]
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run the server, with the probe waiting in each Python of it."""
+    """Run the server, with the probe prepared in each of its Python processes."""
     before = os.environ.get("PYTHONPATH")
     variables = {SOCKET: path, "PYTHONPATH": os.pathsep.join([_STARTUP, before or ""])}
     if not before:
@@ -90,9 +90,9 @@ def _running(
 
 
 def _completed(command: Sequence[str]) -> list[str]:
-    """Return *command* with what makes uWSGI load the probe, if it is uWSGI's."""
+    """Return *command* with the option that loads the probe, if it is uWSGI's."""
     program, *arguments = command
-    # This environment's first: nobody may have activated it.
+    # First in this environment, which may not be activated.
     path = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
     found = shutil.which(program, path=os.pathsep.join(path)) or program
     if Path(program).name.startswith("uwsgi"):
@@ -139,7 +139,7 @@ def _talk(
 
 
 def _end(server: subprocess.Popen[str]) -> None:
-    """End the server: all three end at SIGINT, of which uWSGI reloads at SIGTERM."""
+    """Stop the server: SIGINT stops all three, SIGTERM makes uWSGI reload."""
     os.kill(server.pid, signal.SIGINT)
     deadline = time.monotonic() + _GRACE
     while not _has_ended(server) and time.monotonic() < deadline:

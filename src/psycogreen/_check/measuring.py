@@ -1,4 +1,4 @@
-"""What a loop does while psycopg2 waits: tried out, with real queries."""
+"""Measure, with real queries, whether psycopg2 blocks the loop while it waits."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from psycogreen._check.tasks import Loop
 
-_CONNECT_TIMEOUT = 10  # seconds for each host, if nobody has set a limit
-_DEADLINE = 1  # seconds that a silent server is given; libpq counts in whole ones
-_PATIENCE = 5.0  # seconds after which nobody thinks that this was honoured
+_CONNECT_TIMEOUT = 10  # seconds for each host, if no limit is set
+_DEADLINE = 1  # seconds until a silent server times out; libpq allows whole ones
+_PATIENCE = 5.0  # seconds after which connect_timeout counts as ignored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,31 +32,31 @@ class Figures:
     """What was measured; ``None`` where there was nothing to measure."""
 
     server: str | None = None
-    """Where the connections led: the user, the database, the host and the port."""
+    """The user, database, host and port of the connections."""
 
     wall_time: float | None = None
     """Seconds from the first query to the last answer."""
 
     longest_stall: float | None = None
-    """The longest time, in seconds, that the loop stood still during the queries."""
+    """The longest time, in seconds, that the loop was blocked during the queries."""
 
     connect_stall: float | None = None
-    """The longest time, in seconds, that it did while the connections were opened."""
+    """The longest time, in seconds, that it was blocked while connecting."""
 
     resolved_by: str | None = None
-    """Who has found the addresses of the host names: ``"psycogreen"``, ``"libpq"``,
-    or, in a way that stops gevent's loop, ``"gevent"``. ``None`` if there is no
-    host name in the connection string."""
+    """What has resolved the host names: ``"psycogreen"``, ``"libpq"``, or ``"gevent"``
+    if gevent's resolver blocks the loop. ``None`` if the connection string has no host
+    name."""
 
     connect_timeout_honoured: bool | None = None
-    """Whether connecting to a silent server ended when ``connect_timeout`` said.
-    ``None`` if that was not tried, since the loop stands still anyway."""
+    """Whether connecting to a silent server ended after ``connect_timeout``.
+    ``None`` if that was not tried, because the loop is blocked anyway."""
 
 
 def measure(
     loop: Loop, dsn: str, queries: int, seconds: float, say: Callable[[str], object]
 ) -> Figures:
-    """Run *queries* of *seconds* each at once, and watch the loop meanwhile."""
+    """Run *queries* of *seconds* each concurrently, and measure the loop's stalls."""
     opened: list[connection] = []
     try:
         with loop.ticking() as ticker:
@@ -116,7 +116,7 @@ def _server(conn: connection) -> str:
 
 
 def _resolved_by(loop: Loop, conn: connection) -> str | None:
-    """Return who has resolved the host names."""
+    """Return what has resolved the host names."""
     if not named_hosts(conn.info.dsn_parameters):
         return None
     if not is_noted(conn):
@@ -125,7 +125,7 @@ def _resolved_by(loop: Loop, conn: connection) -> str | None:
 
 
 def _times_out(loop: Loop) -> bool:
-    """Return whether connecting to a silent server fails when its time is up."""
+    """Return whether connecting to a silent server fails after ``connect_timeout``."""
     errors: list[str] = []
     with closing(native.original("socket", "socket")()) as silent:
         silent.bind(("127.0.0.1", 0))

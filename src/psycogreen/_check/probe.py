@@ -1,6 +1,6 @@
-"""What ``check`` runs in a server's worker: the check itself, reported to the command.
+"""The part of ``check`` that runs in a server's worker and reports to the command.
 
-The command waits at a unix socket, whose path is in the environment. Both sides write
+The command listens on a unix socket, whose path is in the environment. Both sides write
 lines of JSON: the command a job, the probe its steps, then a report or an error.
 """
 
@@ -27,7 +27,7 @@ SOCKET = "PSYCOGREEN_CHECK_SOCKET"
 
 @dataclass(frozen=True)
 class Job:
-    """What the command wants to be tried."""
+    """The arguments of the check."""
 
     dsn: str
     queries: int
@@ -81,7 +81,7 @@ class _Command:
         self._socket = native.original("socket", "socket")(socket.AF_UNIX)
 
     def serve(self, worker: Worker, framework: str | None) -> None:
-        """Do the job in this worker, unless another one was faster."""
+        """Do the job in this worker, unless another worker has it already."""
         with self._socket:
             try:
                 self._socket.connect(os.environ[SOCKET])
@@ -104,7 +104,7 @@ class _Command:
                 worker=worker,
             )
         except Exception as ex:  # noqa: BLE001
-            # Nobody else would tell the command.
+            # Whatever it is, the command must hear of it.
             return {"error": f"{type(ex).__name__}: {ex}"}
         return {
             "cooperative": found.cooperative,

@@ -15,7 +15,7 @@ _GREEN, _RED, _PLAIN = "\x1b[1;32m", "\x1b[1;31m", "\x1b[0m"
 
 
 def as_dict(report: CheckReport) -> dict[str, Any]:
-    """Return the report as what JSON can hold, the verdict first."""
+    """Return the report as a dictionary for JSON, the verdict first."""
     return {
         "verdict": _verdict(report),
         **asdict(report),
@@ -43,12 +43,12 @@ def _verdict(report: CheckReport) -> str:
 
 
 def _in_short(report: CheckReport) -> str:
-    """Return what the verdict is based on."""
+    """Return the reason for the verdict."""
     took = _took(report)
     if report.cooperative:
         return took or "a wait callback is installed; no query was tried"
     title = next(finding.title for finding in report.findings if finding.blocks)
-    # Where queries overlap all the same, their time would speak against the verdict.
+    # If the queries overlap nevertheless, their time seems to contradict the verdict.
     if took and stands_still(report.longest_stall or 0, report.seconds):
         return f"{title}, {took}"
     return title

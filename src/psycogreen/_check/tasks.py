@@ -1,4 +1,4 @@
-"""gevent and eventlet under one set of names, for what runs tasks of its own."""
+"""One interface to gevent and eventlet, to run tasks in their loops."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from psycogreen._wait import native
 
 
 class Loop(ABC):
-    """The loop that a coroutine library runs, or would run, in this thread."""
+    """The loop that a framework runs, or would run, in this thread."""
 
     name: str
-    """The library's."""
+    """The framework's name."""
 
     modules: tuple[str, ...]
-    """What its monkey patch has to cover for a loop that nothing stops."""
+    """The modules that must be monkey-patched so that they do not block the loop."""
 
     patch_call: str
-    """How an application calls that."""
+    """The call that monkey-patches them."""
 
     def is_here(self) -> bool:
-        """Return whether there is a loop in this thread, or may be one."""
+        """Return whether this thread has a loop, or is the main thread, which may."""
         return self._has_hub() or native.is_main_thread()
 
     @abstractmethod
@@ -57,11 +57,11 @@ class Loop(ABC):
         """Wait for the end of *task*; raise what it raised."""
 
     def resolver_blocks(self) -> bool:
-        """Return whether the library's own resolver stops the loop."""
+        """Return whether the framework's own resolver blocks the loop."""
         return False
 
     def run_all(self, functions: Iterable[Callable[[], object]]) -> None:
-        """Call all *functions* at once; raise the first error, and end the others."""
+        """Call all *functions* concurrently; on an error, kill the others and raise it."""
         tasks = [self.spawn(function) for function in functions]
         try:
             for task in tasks:
@@ -72,7 +72,7 @@ class Loop(ABC):
 
     @contextmanager
     def ticking(self) -> Iterator[Ticker]:
-        """Let a ticker tick during the block."""
+        """Run a ticker during the block."""
         ticker = Ticker(self.sleep)
         task = self.spawn(ticker.run)
         self.sleep(0)
@@ -83,7 +83,7 @@ class Loop(ABC):
 
 
 class GeventLoop(Loop):
-    """gevent's."""
+    """The loop of gevent."""
 
     name = "gevent"
     modules = ("socket", "threading", "time", "select")
@@ -125,7 +125,7 @@ class GeventLoop(Loop):
 
 
 class EventletLoop(Loop):
-    """eventlet's."""
+    """The loop of eventlet."""
 
     name = "eventlet"
     modules = ("socket", "thread", "time", "select")
@@ -163,9 +163,9 @@ LOOPS: dict[str, type[Loop]] = {"gevent": GeventLoop, "eventlet": EventletLoop}
 
 
 def loop(name: str) -> Loop:
-    """Return the loop of the library *name*.
+    """Return the loop of the framework *name*.
 
-    Raise `ValueError` for another name, `ImportError` if the library is missing.
+    Raise `ValueError` for another name, `ImportError` if the framework is missing.
     """
     if name not in LOOPS:
         msg = f"cannot watch the loop of {name!r}, only of {' or '.join(LOOPS)}"
@@ -175,9 +175,9 @@ def loop(name: str) -> Loop:
 
 
 def _error(function: Callable[[], object]) -> Exception | None:
-    """Call *function*; return what it raises.
+    """Call *function*; return the exception that it raises.
 
-    Of a task that ends with an exception the traceback would be printed.
+    Otherwise the framework would print the traceback of the task.
     """
     try:
         function()

@@ -1,18 +1,18 @@
-"""A ticker: as long as it ticks on time, the event loop goes on."""
+"""A ticker: while it ticks on time, the event loop is not blocked."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-# Linux counts here, in nanoseconds, how long this thread has waited for a processor.
+# Linux reports here, in nanoseconds, how long this thread has waited for a processor.
 _SCHEDSTAT = "/proc/thread-self/schedstat"
 
 
 def _clock() -> float:
-    """Return seconds that go on unless other processes keep this thread from running.
+    """Return seconds, without the time for which this thread waited for a processor.
 
-    A busy machine is then not taken for a loop that stands still.
+    So a busy machine is not mistaken for a blocked loop.
     """
     try:
         with open(_SCHEDSTAT) as file:
@@ -23,15 +23,15 @@ def _clock() -> float:
 
 
 class Ticker:
-    """Sleeps a little, again and again, and keeps the longest delay it saw.
+    """Sleeps for short intervals, and records the longest delay.
 
-    Time for which the machine had no processor for this thread does not count.
+    The time for which the thread waited for a processor does not count.
     """
 
     def __init__(
         self, sleep: Callable[[float], object], interval: float = 0.005
     ) -> None:
-        """Tick every *interval* seconds of *sleep*, the framework's own."""
+        """Tick every *interval* seconds, with *sleep*, the framework's own."""
         self.sleep = sleep
         self.interval = interval
         self.reset()
@@ -57,5 +57,5 @@ class Ticker:
         self._last = now
 
     def stall(self) -> float:
-        """Return the longest delay in seconds, one under way included."""
+        """Return the longest delay in seconds, including the current one."""
         return max(self.longest_stall, _clock() - self._last - self.interval)

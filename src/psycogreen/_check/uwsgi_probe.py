@@ -1,4 +1,4 @@
-"""What ``check`` has uWSGI import: it probes the first worker that there is."""
+"""Imported by the uWSGI that ``check`` starts: runs the probe in the first worker."""
 
 from __future__ import annotations
 

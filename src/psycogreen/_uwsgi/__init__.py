@@ -1,5 +1,6 @@
 """What `psycogreen.uwsgi` needs from the uWSGI that runs this process.
 
-`engine` tells which async engine it has and what is unsafe about it. ``_ugreen.c``
-lets uGreen, which knows nothing of Python's threads, switch between requests.
+`engine` finds its async engine and unsafe options. `postfork` registers functions for
+the processes that it forks. ``_ugreen.c`` saves Python's thread state when uGreen
+switches between requests.
 """

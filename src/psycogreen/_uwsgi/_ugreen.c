@@ -1,37 +1,36 @@
-/* Switching away from a request on uGreen's stacks, which uWSGI does by halves.
+/* Suspend a request under uGreen, and save what uWSGI does not save.
 
-   uwsgi.suspend() swaps the machine's stacks and, of the thread state, the frame
-   pointer and the recursion counters. What it leaves in the thread state the
-   next request takes over, and overwrites: the data stack, where the frames of
-   Python functions live since 3.11, the exceptions being handled, the context
-   of contextvars. And it keeps the GIL, which the next request then waits for.
-   suspend() here is to be called in its place: it takes all of that out of the
-   thread state, lets uWSGI swap, and puts it back.
+   uwsgi.suspend() switches the machine stack and, in the thread state, the frame
+   pointer and the recursion counters. The next request overwrites the rest of the
+   thread state: the data stack, which holds the frames of Python functions since
+   3.11, the exceptions being handled, the context of contextvars. It also keeps the
+   GIL, so that the next request waits for it. suspend() below replaces it: it saves
+   these fields, lets uWSGI switch, and restores them.
 
-   What it relies on: all of uGreen's requests of a process run in one native
-   thread, on one thread state; uWSGI's own stack in that thread runs no Python
-   code at the moment it starts or resumes a request. So whatever stands in the
-   thread state when a request comes back was left by a request that has ended.
+   Assumptions: all uGreen requests of a process run in one native thread, on one
+   thread state. uWSGI's own stack in that thread runs no Python code when it starts
+   or resumes a request. Therefore everything in the thread state when a request
+   resumes was left by a request that has ended.
 
-   A suspended request's frames hang on no thread state. The garbage collector
-   need not find them: it frees what is referenced by garbage only, and a frame's
-   references are counted (that is not so without the GIL, where some are not).
-   For sys._current_frames() and faulthandler the request is not there.
+   No thread state refers to the frames of a suspended request. The garbage collector
+   does not need to find them: it frees only objects that garbage alone refers to, and
+   the references of a frame are counted (without the GIL, some are not).
+   sys._current_frames() and faulthandler do not show the request.
 
-   What of the thread state stays where it is:
+   These fields of the thread state are not saved:
 
-   - datastack_cached_chunk (3.14, 3.15): a free chunk, which any request may take.
+   - datastack_cached_chunk (3.14, 3.15): a free chunk, which any request may use.
    - base_frame (3.15): the lowest frame of the thread, in the thread state itself.
      uWSGI starts each request on the current_frame that its own stack had, so
      every request's frames end there.
    - last_profiled_frame (3.15): a profiler in another process writes it and compares
-     it with the frames that it finds. The interpreter compares it with the frames
-     that it leaves, by address only. In another request it is not found, and the
-     profiler reads all frames.
-   - current_executor, and jit_exit (3.15): the JIT compiler's. Code that calls C that
-     calls Python finds them overwritten as well. Yet the compiler also records the
-     instructions that a thread runs one after the other, and two requests are not one
-     sequence of instructions: psycogreen.uwsgi refuses uGreen while it is on.
+     it with the frames that it finds. The interpreter compares it, by address only,
+     with the frames that return. If another request is running, the profiler does not
+     find it and reads all frames.
+   - current_executor, and jit_exit (3.15): used by the JIT compiler. They are also
+     overwritten when C code calls Python. But the compiler also records the sequence
+     of instructions that a thread runs, and two requests are not one sequence:
+     psycogreen.uwsgi refuses uGreen while the JIT compiler is on.
 */
 
 #include <Python.h>
@@ -39,16 +38,16 @@
 #include <stdint.h>
 
 #if PY_VERSION_HEX < 0x030B0000 || PY_VERSION_HEX >= 0x03100000
-#  error "what a thread state holds has been studied for CPython 3.11 to 3.15"
+#  error "the layout of the thread state is known for CPython 3.11 to 3.15 only"
 #endif
 #ifdef Py_GIL_DISABLED
-#  error "frames must stay on a thread state where references are not counted"
+#  error "without the GIL, the garbage collector must find all frames in a thread state"
 #endif
 #ifdef PYPY_VERSION
-#  error "PyPy's thread state is another"
+#  error "PyPy has another thread state"
 #endif
 #ifndef __GLIBC__
-#  error "musl tells how far the first thread's stack has grown, not how far it may"
+#  error "musl reports the current size of the first thread's stack, not its limit"
 #endif
 
 /* A machine stack, from its lowest address to the one past its highest. */
@@ -61,12 +60,12 @@ typedef struct {
     PyObject *uwsgi_suspend;     /* uwsgi.suspend, a built-in function */
     int has_threads;             /* uwsgi.has_threads: the GIL is in use */
     _PyStackChunk *spare_chunks; /* linked by their `previous` */
-    Stack stated;                /* what enter_stack() has found, or zeros */
+    Stack stated;                /* the bounds that enter_stack() found, or zeros */
 } State;
 
-/* What a request keeps to itself of its thread state while it is suspended.
-   The references in it are moved, not counted: each belongs to the thread state
-   or to the Portion, never to both. */
+/* The fields of the thread state that are saved for a suspended request.
+   References are moved, not counted: each is owned by the thread state or by the
+   Portion, never by both. */
 typedef struct {
     _PyStackChunk *datastack_chunk;
     PyObject **datastack_top;
@@ -80,10 +79,10 @@ typedef struct {
 #endif
 } Portion;
 
-/* How deep the request is in destructors that destroy, up to 3.12. (From 3.13 on
-   the recursion counter, which uWSGI keeps, or the stack pointer tells.) The
-   list of what is yet to be destroyed stays in the thread state: any request
-   that has the room destroys it, nothing in it is lost. */
+/* The nesting depth of destructors in the request, up to 3.12. (From 3.13 on, Python
+   uses the recursion counter, which uWSGI saves, or the stack pointer.) The list of
+   objects whose destruction is delayed stays in the thread state: any request whose
+   depth allows it destroys them, and none is lost. */
 #if PY_VERSION_HEX < 0x030C0000
 #  define TRASH_NESTING(tstate) ((tstate)->trash_delete_nesting)
 #elif PY_VERSION_HEX < 0x030D0000
@@ -99,13 +98,13 @@ stack_pointer(void)
     return (uintptr_t)__builtin_frame_address(0);
 }
 
-/* Find the stack that the operating system gave the calling thread, whichever
-   stack it runs on now. Return 0, or -1 with an exception set. */
+/* Find the stack that the operating system gave the calling thread, even if the
+   thread runs on another stack now. Return 0, or -1 with an exception set. */
 static int
 find_native_stack(Stack *stack)
 {
-    /* It costs a look into /proc in a process's first thread and never changes,
-       not by a fork either. */
+    /* Cached, because glibc reads /proc to find it in the first thread of a process.
+       It never changes, and a fork keeps it. */
     static _Thread_local Stack known;
     if (!known.high) {
         pthread_attr_t attributes;
@@ -128,8 +127,8 @@ find_native_stack(Stack *stack)
     return 0;
 }
 
-/* Return whether the calling code runs on one of uGreen's stacks, which is to
-   say on none of the operating system's; -1 with an exception set. */
+/* Return whether the calling code runs on one of uGreen's stacks, that is, outside
+   the thread's native stack; return -1 with an exception set. */
 static int
 is_on_green_stack(void)
 {
@@ -141,14 +140,14 @@ is_on_green_stack(void)
     return here < native.low || here >= native.high;
 }
 
-/* From 3.14 on the interpreter compares the stack pointer with the bounds of what
-   it believes to be the thread's stack, and by them decides more than when a
-   RecursionError is due: on a stack that lies lower in memory, as all of uGreen's
-   do, it thinks it has run out of stack and puts off the destruction of every
-   container, for ever. So it must not believe in the thread's own stack. And no
-   request's bounds may be in force when another one begins, of which nothing here
-   learns: they are stated between enter_stack() and leave_stack() only, and not
-   while the request is suspended in between. */
+/* From 3.14 on, the interpreter compares the stack pointer with the bounds of the
+   thread's stack. It does so to raise RecursionError, and also to delay the
+   destruction of containers when the stack is almost used up. uGreen's stacks are
+   below the native stack in memory: with the native bounds, the destruction of every
+   container would be delayed forever. So the native bounds must not be in force.
+   Nothing here is called when another request begins, so the bounds of one request
+   must not be in force then. They are set between enter_stack() and leave_stack()
+   only, and not while the request is suspended. */
 
 static void
 state_bounds(State *state, PyThreadState *tstate, Stack stack)
@@ -156,7 +155,7 @@ state_bounds(State *state, PyThreadState *tstate, Stack stack)
     state->stated = stack;
 #if PY_VERSION_HEX >= 0x030E0000
     if (!stack.high) {
-        /* One that reaches down below all others: without bounds. */
+        /* A stack that extends below all others: in effect without bounds. */
         stack.low = 1 << 16;
         stack.high = stack_pointer();
     }
@@ -173,15 +172,15 @@ static const Stack no_bounds = {0, 0};
 /* ---- the data stack -------------------------------------------------------- */
 
 /* The interpreter never frees the lowest chunk of a data stack: each request that
-   began while others were suspended leaves one behind. They are kept for the next
-   such request; there are never more than requests at once. */
+   began while others were suspended leaves one. They are kept for the next such
+   request, so there are at most as many as concurrent requests. */
 
 static void
 set_datastack(PyThreadState *tstate, _PyStackChunk *chunk)
 {
     tstate->datastack_chunk = chunk;
-    /* As the interpreter has it: no frame begins at the first item of the lowest
-       chunk, or its end would be taken for the end of the chunk. */
+    /* As in the interpreter: no frame begins at the first item of the lowest chunk,
+       because its end would be mistaken for the end of the chunk. */
     tstate->datastack_top = chunk ? &chunk->data[1] : NULL;
     tstate->datastack_limit =
         chunk ? (PyObject **)((char *)chunk + chunk->size) : NULL;
@@ -207,8 +206,8 @@ keep_empty_datastack(State *state, PyThreadState *tstate)
         return;
     }
     if (chunk->previous || tstate->datastack_top != &chunk->data[1]) {
-        /* Frames of a request that uWSGI itself has suspended in the midst of
-           Python code. This request's would overwrite them, or the reverse. */
+        /* uWSGI itself has suspended another request while its Python code ran.
+           The frames of the two requests would overwrite each other. */
         Py_FatalError("psycogreen: a request under uGreen was suspended otherwise "
                       "than by psycogreen while its Python code ran (reading its "
                       "body? set uWSGI's option post-buffering)");
@@ -220,8 +219,8 @@ keep_empty_datastack(State *state, PyThreadState *tstate)
 
 /* ---- the thread state ------------------------------------------------------ */
 
-/* Take the request's portion out of the thread state and leave that as it is
-   where no Python code runs. */
+/* Save the request's fields, and reset the thread state to that of a thread that
+   runs no Python code. */
 static void
 take_out(State *state, PyThreadState *tstate, Portion *mine)
 {
@@ -230,9 +229,9 @@ take_out(State *state, PyThreadState *tstate, Portion *mine)
     mine->datastack_limit = tstate->datastack_limit;
     give_empty_datastack(state, tstate);
 
-    /* exc_info points to exc_state or, inside a generator, to the generator's;
-       what it points to points on, by its address, to exc_state. That address
-       stays, so its contents can be carried. */
+    /* exc_info points to exc_state or, inside a generator, to the generator's item,
+       which is linked to exc_state by address. That address does not change, so it
+       is enough to save the contents. */
     mine->exc_info = tstate->exc_info;
     mine->exc_state = tstate->exc_state;
     tstate->exc_info = &tstate->exc_state;
@@ -275,7 +274,7 @@ put_back(State *state, PyThreadState *tstate, const Portion *mine)
     TRASH_NESTING(tstate) = mine->trash_nesting;
 #endif
 
-    /* Last, because it may run any code: drop what an ended request has left. */
+    /* Last, because this may run any code: release what an ended request has left. */
     Py_XDECREF(left_context);
     Py_XDECREF(left_exception);
 }
@@ -285,8 +284,8 @@ put_back(State *state, PyThreadState *tstate, const Portion *mine)
 
 PyDoc_STRVAR(prepare_doc,
 "prepare()\n--\n\n"
-"Make this thread ready for green stacks. Raise OSError if its own stack cannot\n"
-"be told, by which a green one is recognised. Doing it again is harmless.");
+"Prepare this thread for green stacks. Raise OSError if its native stack cannot be\n"
+"found: a green stack is recognised by not being that. Calling it again is harmless.");
 
 static PyObject *
 prepare(PyObject *module, PyObject *Py_UNUSED(ignored))
@@ -301,15 +300,15 @@ prepare(PyObject *module, PyObject *Py_UNUSED(ignored))
 
 PyDoc_STRVAR(on_green_stack_doc,
 "on_green_stack()\n--\n\n"
-"Return whether this code runs in a request on one of uGreen's stacks, so that\n"
-"suspend() may be called. False in uWSGI's own stack, in native threads and in\n"
+"Return whether this code runs in a request on one of uGreen's stacks, where\n"
+"suspend() may be called. False on uWSGI's own stack, in native threads and in\n"
 "sub-interpreters.");
 
 static PyObject *
 on_green_stack(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    /* A sub-interpreter has a thread state of its own, which uWSGI loses track
-       of when requests of several interpreters take turns. */
+    /* A sub-interpreter has its own thread state. uWSGI confuses them when requests
+       of several interpreters take turns. */
     if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
         Py_RETURN_FALSE;
     }
@@ -320,7 +319,7 @@ on_green_stack(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 PyDoc_STRVAR(suspend_doc,
 "suspend()\n--\n\n"
 "Let other requests run until uWSGI resumes this one: uwsgi.suspend() for uGreen.\n"
-"Only where on_green_stack() is true, and after uwsgi.wait_fd_read() or\n"
+"Call it only if on_green_stack() is true, and after uwsgi.wait_fd_read() or\n"
 "uwsgi.wait_fd_write(): a request that waits for nothing is never resumed.");
 
 static PyObject *
@@ -339,15 +338,15 @@ suspend(PyObject *module, PyObject *Py_UNUSED(ignored))
     }
     take_out(state, tstate, &mine);
     if (state->has_threads) {
-        /* uWSGI takes the GIL for each request it starts, on this very thread,
-           and its own functions that switch have released it by then. */
+        /* uWSGI takes the GIL, in this thread, for each request that it starts.
+           uWSGI's own functions release the GIL before they switch. */
         PyEval_SaveThread();
         result = swap(self, arguments);
         PyEval_RestoreThread(tstate);
     }
     else {
-        /* uWSGI 2.0.26 and older, without --enable-threads: the GIL is held
-           from beginning to end and nobody would take it back. */
+        /* uWSGI 2.0.26 and older, without --enable-threads: uWSGI always holds the
+           GIL, and would not take it again. */
         result = swap(self, arguments);
     }
     put_back(state, tstate, &mine);
@@ -355,9 +354,9 @@ suspend(PyObject *module, PyObject *Py_UNUSED(ignored))
     if (!result) {
         return NULL;
     }
-    /* The result is True, and a new reference to it, counted without the GIL: the
-       count of another thread at that moment may have been lost. It is kept, so
-       that True's count errs upwards only. (From 3.12 on True is not counted.) */
+    /* The result is a new reference to True, which was counted without the GIL: an
+       update by another thread may have been lost. The reference is not released, so
+       that the count can only be too high. (From 3.12 on True is not counted.) */
     Py_RETURN_NONE;
 }
 
@@ -365,14 +364,14 @@ suspend(PyObject *module, PyObject *Py_UNUSED(ignored))
 
 PyDoc_STRVAR(enter_stack_doc,
 "enter_stack()\n--\n\n"
-"Have Python raise RecursionError where the current green stack ends, in this\n"
+"Let Python raise RecursionError at the end of the current green stack, in this\n"
 "request and until leave_stack(). Raise OSError if the end cannot be found.");
 
 static PyObject *
 enter_stack(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
-    /* uGreen has inaccessible pages below and above each stack: each is a mapping
-       of its own. */
+    /* uGreen has inaccessible pages below and above each stack, so that each stack is
+       a separate mapping. */
     uintptr_t here = stack_pointer();
     uintptr_t low = 0, high = 0;
     char line[512];
@@ -387,8 +386,8 @@ enter_stack(PyObject *module, PyObject *Py_UNUSED(ignored))
             PyErr_SetString(PyExc_OSError, "the stack is not in /proc/self/maps");
             return NULL;
         }
-        /* "low-high ...". Not sscanf(): with newer headers the extension would need
-           the glibc of the machine it was compiled on. */
+        /* "low-high ...". Not sscanf(): compiled with newer headers, the extension
+           would need the glibc of the machine that compiled it. */
         char *end;
         low = PyOS_strtoul(line, &end, 16);
         high = *end == '-' ? PyOS_strtoul(end + 1, NULL, 16) : 0;
@@ -400,7 +399,7 @@ enter_stack(PyObject *module, PyObject *Py_UNUSED(ignored))
 
 PyDoc_STRVAR(leave_stack_doc,
 "leave_stack()\n--\n\n"
-"Undo enter_stack(), before the request ends or uWSGI goes on to another one.");
+"Undo enter_stack(), before the request ends or uWSGI switches to another one.");
 
 static PyObject *
 leave_stack(PyObject *module, PyObject *Py_UNUSED(ignored))
@@ -438,7 +437,7 @@ module_exec(PyObject *module)
     if (!state->uwsgi_suspend || !has_threads) {
         goto done;
     }
-    /* It is called without the GIL: only uWSGI's own C function will do. */
+    /* It is called without the GIL, which only uWSGI's own C function allows. */
     if (!PyCFunction_CheckExact(state->uwsgi_suspend) ||
         PyCFunction_GetFlags(state->uwsgi_suspend) != METH_VARARGS) {
         PyErr_Format(PyExc_ImportError, "uwsgi.suspend is not uWSGI's own: %R",
@@ -476,7 +475,7 @@ module_free(void *module)
     PyObjectArenaAllocator arena;
 
     module_clear(module);
-    PyObject_GetArenaAllocator(&arena); /* where the interpreter got them */
+    PyObject_GetArenaAllocator(&arena); /* the interpreter allocated them with it */
     while (state->spare_chunks) {
         _PyStackChunk *chunk = state->spare_chunks;
         state->spare_chunks = chunk->previous;
@@ -495,7 +494,7 @@ static PyModuleDef_Slot slots[] = {
 static PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "psycogreen._uwsgi._ugreen",
-    .m_doc = "Suspending a request under uWSGI's uGreen. Importable only in uWSGI.",
+    .m_doc = "Suspend requests under uWSGI's uGreen. Importable only in uWSGI.",
     .m_size = sizeof(State),
     .m_methods = methods,
     .m_slots = slots,

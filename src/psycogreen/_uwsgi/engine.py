@@ -6,7 +6,7 @@ import mmap
 import sys
 from types import ModuleType
 
-# Bytes. What uGreen takes if it is not told, and what Python's own limits need.
+# Bytes: uGreen's default, and what Python's recursion limits need.
 UGREEN_DEFAULT_STACK = 256 * 1024
 UGREEN_STACK = 8 * 1024 * 1024
 
@@ -16,9 +16,9 @@ CHOICES = "--gevent N, --async N --greenlet or --async N --ugreen"
 def engine() -> str | None:
     """Return ``"gevent"``, ``"greenlet"`` or ``"ugreen"``, or ``None``.
 
-    ``None`` says that this is not uWSGI, or that it has no engine that psycopg2
-    can wait with; `why_none` says which. The answer is the same in all of
-    uWSGI's processes, of which only the workers run the engine.
+    ``None`` means that this is not uWSGI, or that it has no engine that psycopg2
+    can wait with; `why_none` gives the reason. The answer is the same in all of
+    uWSGI's processes, although only the workers run the engine.
     """
     uwsgi = _uwsgi()
     if uwsgi is None:
@@ -32,7 +32,7 @@ def engine() -> str | None:
 
 
 def why_none() -> str:
-    """Return why there is no engine, and what would be one."""
+    """Return why there is no engine, and the options that give one."""
     uwsgi = _uwsgi()
     if uwsgi is None:
         return "this process is not uWSGI's"
@@ -46,7 +46,7 @@ def why_none() -> str:
 
 
 def dangers() -> list[str]:
-    """Return what about uWSGI's options makes workers crash under this engine."""
+    """Return those of uWSGI's options that can crash a worker with this engine."""
     uwsgi = _uwsgi()
     if uwsgi is None or engine() != "ugreen":
         return []
@@ -67,14 +67,14 @@ def dangers() -> list[str]:
 
 
 def has_jit() -> bool:
-    """Return whether CPython compiles what it runs to machine code."""
+    """Return whether CPython's JIT compiler is on."""
     jit = getattr(sys, "_jit", None)  # from Python 3.14 on
     return bool(jit and jit.is_enabled())
 
 
 def _uwsgi() -> ModuleType | None:
-    # uWSGI makes the module before it loads any application. What stands in for it
-    # elsewhere, in an application's tests, need not have all that it has.
+    # uWSGI creates the module before it loads an application. A stub in an
+    # application's tests may lack some of its attributes.
     module = sys.modules.get("uwsgi")
     return module if hasattr(module, "loop") and hasattr(module, "opt") else None
 

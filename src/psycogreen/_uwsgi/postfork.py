@@ -9,11 +9,11 @@ import uwsgi
 
 
 def after_fork(function: Callable[[], None]) -> None:
-    """Have uWSGI call *function* too in each process that it forks.
+    """Register *function* for uWSGI to call in each process that it forks.
 
-    uWSGI knows one hook. uwsgidecorators makes it a list, and replaces what it finds
-    when it is imported: better now than by the application, later. Without a master it
-    cannot be imported by anybody.
+    uWSGI has one hook. When uwsgidecorators is imported, it replaces the hook by one
+    that calls a list of functions: import it now, before the application does. Without
+    a master it cannot be imported.
     """
     before = getattr(uwsgi, "post_fork_hook", None)
     if uwsgi.masterpid():

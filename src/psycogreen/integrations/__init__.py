@@ -1,1 +1,1 @@
-"""What installs psycogreen in a server: one module for each, named in its command."""
+"""Install psycogreen in a server: one module for each, named in its command line."""

@@ -1,4 +1,4 @@
-"""eventlet's monkey patch in a worker: after the fork, when a lot is imported."""
+"""eventlet's monkey patch in a worker, after the fork and after many imports."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from eventlet import hubs
 
 
 def monkey_patch(*, preloaded: bool) -> None:
-    """Monkey-patch this process, which was forked to become a worker.
+    """Monkey-patch this process, a forked worker.
 
-    What is imported already is patched too, in place. *preloaded* says that the
-    application is among it.
+    Modules that are imported already are patched in place. *preloaded* tells whether
+    the application is among them.
     """
-    # A hub that was made before the fork shares its epoll with all the workers.
-    # (hubs.use_hub() would drop it as well, together with the choice of its kind.)
+    # All workers would share the epoll set of a hub that was made before the fork.
+    # (hubs.use_hub() drops the hub too, but also the choice of its class.)
     vars(hubs._threadlocal).pop("hub", None)
     if preloaded:
         with _logging_disabled():
             eventlet.monkey_patch()
     else:
         eventlet.monkey_patch()
-    _mend_conditions()
+    _fix_conditions()
 
 
 @contextmanager
 def _logging_disabled() -> Iterator[None]:
-    """Spare the log what eventlet prints as it looks for locks to exchange.
+    """Suppress what eventlet logs while it looks for locks to replace.
 
-    It is a traceback for each ``from flask import request`` of the application.
+    It logs a traceback for each ``from flask import request`` of the application.
     """
     before = logging.root.manager.disable
     logging.disable()
@@ -43,15 +43,15 @@ def _logging_disabled() -> Iterator[None]:
         logging.disable(before)
 
 
-def _mend_conditions() -> None:
-    """Make conditions use the locks that they have.
+def _fix_conditions() -> None:
+    """Let conditions use the methods of their current lock.
 
-    eventlet exchanges an `threading.RLock` wherever an attribute holds one. Of a
-    `threading.Condition` that leaves the methods of the old one in use, and its
+    eventlet replaces each `threading.RLock` that is an attribute of an object. A
+    `threading.Condition` then still uses the methods of the old lock, and its
     ``notify()`` raises: the pool of an SQLAlchemy engine stops working.
     """
     for thing in gc.get_objects():
-        # Not isinstance(), which would bring lazy proxies to life.
+        # Not isinstance(), which would evaluate lazy proxies.
         if issubclass(type(thing), threading.Condition):
             lock = thing._lock
             if getattr(thing.acquire, "__self__", lock) is not lock:

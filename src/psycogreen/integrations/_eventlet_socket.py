@@ -1,4 +1,4 @@
-"""The sockets of the eventlet worker, where eventlet's own fall short."""
+"""The eventlet worker's sockets: what eventlet's own lack or do slowly."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from eventlet.greenio import GreenSocket
 if TYPE_CHECKING:
     from gunicorn.sock import BaseSocket
 
-# The one that does not wait with the hub, and that the monkey patch removes.
+# The original: it does not wait with the hub, and the monkey patch removes poll().
 _select = patcher.original("select")
 
-# The most bytes that sendfile(2) is asked to send at once.
+# The maximum number of bytes for each sendfile(2).
 _PIECE = 1 << 20
 
 
@@ -31,16 +31,16 @@ class Client(GreenSocket):
     def sendall(self, data: bytes, flags: int = 0) -> None:
         """Send all of *data*, without copying it.
 
-        eventlet copies what is left after each piece that has gone out: for a
-        large response to a slow client that stops the worker for seconds.
+        eventlet copies the rest after each piece that it sends. For a large response
+        to a slow client that blocks the worker for seconds.
         """
         super().sendall(memoryview(data), flags)
 
     def sendfile(self, file: _File, offset: int = 0, count: int | None = None) -> int:
         """Send *count* bytes of *file* from *offset* on; return how many were sent.
 
-        ``None`` is all of them. eventlet has no such method, and that of
-        `socket.socket` refuses a non-blocking socket, which a green one is.
+        ``None`` means all of them. eventlet has no such method, and that of
+        `socket.socket` refuses a non-blocking socket, which a green socket is.
         """
         sent = 0
         while count is None or sent < count:
@@ -53,7 +53,7 @@ class Client(GreenSocket):
                 if not step:
                     break
                 sent += step
-                sleep()  # the others' turn: a fast client never makes this one wait
+                sleep()  # let others run: a fast client would never make this one wait
         return sent
 
 
@@ -69,13 +69,13 @@ def accept(listener: GreenSocket) -> tuple[Client, Any]:
     Raise `BlockingIOError` if there is none.
     """
     client, address = listener.fd.accept()
-    # What still waits for a closed socket of the same number must not wake up.
+    # A greenthread that waits for a closed socket of that number must not wake up.
     hubs.notify_opened(client.fileno())
     return Client(client), address
 
 
 def is_readable(client: GreenSocket) -> bool:
-    """Return whether *client* has sent something that is not read yet, or its end."""
+    """Return whether *client* has unread data, or has closed the connection."""
     poll = _select.poll()
     poll.register(client, _select.POLLIN)
     return bool(poll.poll(0))
@@ -90,10 +90,10 @@ def encrypt(
     """Return *client*, whose descriptor it takes over, as the server's side of TLS.
 
     Raise `OSError` if the handshake fails or takes longer than *timeout* seconds;
-    ``None`` is no limit.
+    ``None`` means no limit.
     """
-    # Not a method of the context: one that was made before the monkey patch, in
-    # gunicorn's configuration, would give a socket that blocks.
+    # Not the context's own method: a context that gunicorn's configuration made before
+    # the monkey patch returns a blocking socket.
     secure = GreenSSLContext.wrap_socket(
         context,
         client,

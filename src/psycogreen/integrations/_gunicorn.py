@@ -1,7 +1,7 @@
-"""What psycogreen's gunicorn integrations have in common.
+"""Code that psycogreen's gunicorn integrations share.
 
-It runs in a worker, after the fork and before the worker is initialised: the
-monkey patch has not happened yet.
+It runs in a worker, after the fork and before the worker is initialised. The worker
+has not monkey-patched yet.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def prepare_worker(
 
 
 def _warn_of_inherited_connections(worker: Worker) -> None:
-    """Warn of psycopg2 connections that this worker shares with its siblings.
+    """Warn of psycopg2 connections that this worker shares with other workers.
 
-    Their socket was duplicated by the fork: what two workers write to it comes
-    to the server mixed, and either may read the answer meant for the other.
+    The fork duplicates their socket: the server receives what several workers write as
+    one stream, and each worker may read an answer for another one.
     """
     inherited = _count(connection, lambda conn: not conn.closed)
     if inherited:
@@ -114,8 +114,8 @@ def _warn_of_preloading(worker: Worker, framework: str) -> None:
 
 def _count(kind: type, condition: Callable[[Any], bool]) -> int:
     """Return how many objects of *kind* meet the condition."""
-    # Not isinstance(), which asks an object for its __class__: a lazy proxy
-    # among all the objects of the application would come to life.
+    # Not isinstance(), which reads an object's __class__: that would evaluate the
+    # application's lazy proxies.
     return sum(
         issubclass(type(thing), kind) and condition(thing) for thing in gc.get_objects()
     )

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EventletWorker"]
 
-# Seconds between two signs of life: half of gunicorn's shortest --timeout.
+# Seconds between two heartbeats: half of gunicorn's shortest --timeout.
 _HEARTBEAT = 0.5
 
 
@@ -74,18 +74,18 @@ class EventletWorker(AsyncWorker):
     sockets: list[GreenSocket]
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        """Take what gunicorn gives each worker; this runs in the master."""
+        """Initialise the worker, with gunicorn's arguments; this runs in the master."""
         super().__init__(*args, **kwargs)
         self._slots = eventlet.Semaphore(self.worker_connections)
         self._serving: set[GreenThread] = set()
         self._idle: dict[GreenThread, Client] = {}
-        """Those that have answered a request and have received nothing since."""
+        """Those that have answered a request and received nothing since then."""
         self._asked_for: deque[Callable[[], None]] = deque()
         self._tls: ssl.SSLContext | None = None
 
     def init_process(self) -> None:
         """Make the process green, then go on as gunicorn does (this runs the worker)."""
-        # Until gunicorn's handlers are in place a signal to stop would be lost.
+        # Until gunicorn's handlers are installed, a signal to stop would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
         late = self.cfg.preload_app and not patcher.is_monkey_patched("thread")
         prepare_worker(self, "eventlet", late=late)
@@ -94,12 +94,12 @@ class EventletWorker(AsyncWorker):
         super().init_process()
 
     def init_signals(self) -> None:
-        """Install gunicorn's handlers and let in the signals that came meanwhile."""
+        """Install gunicorn's handlers and unblock the signals that are pending."""
         super().init_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
 
     def run(self) -> None:
-        """Serve until told to stop, or until the arbiter is gone; then finish."""
+        """Serve until a signal stops the worker or the arbiter ends; then finish."""
         if self.cfg.is_ssl:
             self._tls = ssl_context(self.cfg)
         acceptors = [eventlet.spawn(self._accept, each) for each in self.sockets]
@@ -118,9 +118,9 @@ class EventletWorker(AsyncWorker):
         return True
 
     def _wait_for_signal(self, seconds: float) -> None:
-        """Let the others run for *seconds*, or until a signal; do what it asks for."""
+        """Let others run for *seconds*, or until a signal, and handle the signal."""
         self.notify()
-        # Python writes to this pipe upon each signal. The read is a green one.
+        # Python writes to this pipe at each signal. The read is cooperative.
         with eventlet.Timeout(seconds, False):
             os.read(self.PIPE[0], 4096)
         while self._asked_for:
@@ -150,8 +150,8 @@ class EventletWorker(AsyncWorker):
     def _accept(self, listener: GreenSocket) -> None:
         """Serve the clients of *listener*, each in a greenthread, until killed."""
         while True:
-            # One at a time and no slot taken in vain: between any two the other
-            # workers have their chance.
+            # Accept one client at a time, and take a slot only when there is one:
+            # between two clients, other workers can accept.
             hubs.trampoline(listener, read=True)
             self._slots.acquire()
             try:
@@ -167,7 +167,7 @@ class EventletWorker(AsyncWorker):
         if isinstance(ex, BlockingIOError | ConnectionAbortedError):
             return
         self.log.error("psycogreen: cannot accept a client: %s", ex)
-        eventlet.sleep(1.0)  # out of file descriptors, for example: it may pass
+        eventlet.sleep(1.0)  # too many open files, for example: may be temporary
 
     def _serve(self, listener: GreenSocket, client: Client, address: object) -> None:
         greenthread = eventlet.spawn(self.handle, listener, client, address)
@@ -206,8 +206,8 @@ class EventletWorker(AsyncWorker):
     def handle_request(
         self, listener_name: object, req: object, sock: Client, addr: object
     ) -> object:
-        """Answer a request; from then on the connection is idle."""
-        self._idle.pop(getcurrent(), None)  # the request came together with the last
+        """Answer a request; the connection is idle afterwards."""
+        self._idle.pop(getcurrent(), None)  # received together with the last request
         result = super().handle_request(listener_name, req, sock, addr)
         self._idle[getcurrent()] = sock
         return result
@@ -233,13 +233,13 @@ class EventletWorker(AsyncWorker):
         if not isinstance(exc, GreenletExit):
             super().handle_error(req, client, addr, exc)
 
-    # A signal finds the process in any greenthread, or between two in the hub,
-    # where nothing may wait. So it only leaves a note for run().
+    # A signal handler runs in any greenthread or in the hub, which must not wait.
+    # So it only queues the work for run().
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
-        """Have run() quit at once."""
+        """Let run() quit immediately."""
         self._asked_for.append(partial(super().handle_quit, sig, frame))
 
     def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
-        """Have run() reopen the log files."""
+        """Let run() reopen the log files."""
         self._asked_for.append(partial(super().handle_usr1, sig, frame))

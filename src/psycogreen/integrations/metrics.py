@@ -1,4 +1,4 @@
-"""psycogreen's figures for Prometheus, by way of ``prometheus_client``.
+"""psycogreen's metrics for Prometheus, with ``prometheus_client``.
 
     from psycogreen.integrations import metrics
 
@@ -113,7 +113,7 @@ _POOL_GAUGES = [
 ]
 _POOL_TIMED_OUT = (
     "psycogreen_pool_timed_out",
-    "How many have waited in vain for a connection of the pool.",
+    "Waits for a connection of the pool that timed out.",
 )
 
 
@@ -121,14 +121,14 @@ _writing_pid: int | None = None
 
 
 def register(registry: CollectorRegistry = REGISTRY, *, interval: float = 1.0) -> None:
-    """Have psycogreen's figures collected with those of *registry*.
+    """Let *registry* collect psycogreen's figures too.
 
     In ``prometheus_client``'s multi-process mode, which the environment variable
-    ``PROMETHEUS_MULTIPROC_DIR`` turns on, whichever worker is asked answers for all.
-    There no worker is asked for its figures, it has to write them down: every
-    *interval* seconds a thread does so (a greenlet, if threads are monkey-patched).
-    *registry* has no part in that, and a fork of this process has to call it again.
-    When writing fails, the log says so once, and the thread tries again.
+    ``PROMETHEUS_MULTIPROC_DIR`` turns on, any worker answers a scrape for all of them.
+    So each worker writes its figures to a file: every *interval* seconds a thread does
+    so (a greenlet, if threads are monkey-patched). *registry* is not used then, and a
+    fork of this process must call this again. When writing fails, the log says so once,
+    and the thread tries again.
 
     Raise `ValueError` if the figures are registered there already, or written in
     this process, and `OSError` if they cannot be written.
@@ -145,7 +145,8 @@ def _start_writing(interval: float) -> None:
         msg = "psycogreen's figures are written in this process already"
         raise ValueError(msg)
     writer = _Writer(interval)
-    # Not a threading.Thread, which the fork would look for in vain when it ends.
+    # Not a threading.Thread: threading forgets it in a fork, where it may end as a
+    # greenlet.
     _thread.start_new_thread(writer.run, ())
     _writing_pid = os.getpid()
 
@@ -178,7 +179,7 @@ class _Collector:
 
 
 class _Writer:
-    """Writes the figures of this process to where all processes' are collected."""
+    """Writes the figures of this process to the files of the multi-process mode."""
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
@@ -197,7 +198,7 @@ class _Writer:
     def run(self) -> None:
         global _writing_pid
         try:
-            # A greenlet goes on in a fork of its process, whose figures begin at zero.
+            # A greenlet also runs in a fork, whose figures begin at zero.
             while os.getpid() == self._pid:
                 self._write_or_log()
                 time.sleep(self._interval)
@@ -254,7 +255,7 @@ class _PoolWriter:
         for each in pools:
             for figure, gauge in self._gauges:
                 gauge.labels(each.name).set(figure.of(each))
-            # Fewer than before: another pool has the name now.
+            # Fewer than before means that another pool has the name now.
             more = each.timed_out - min(self._last.get(each.name, 0), each.timed_out)
             self._timed_out.labels(each.name).inc(more)
             self._last[each.name] = each.timed_out

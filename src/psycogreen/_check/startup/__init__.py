@@ -1,1 +1,1 @@
-"""What ``check`` puts first on the path of a server's Python: `sitecustomize`."""
+"""The folder that ``check`` puts first on a server's Python path: `sitecustomize`."""

@@ -1,8 +1,8 @@
-"""Loaded at the start of each Python that ``check`` has started: it awaits a worker.
+"""Loaded when a Python process that ``check`` has started begins: finds the worker.
 
-Nothing but the standard library's smallest modules may be imported here, since the
-monkey patch is still to come. When a module of a server's is imported, the method that
-a worker calls once it serves is replaced by one that starts the probe, once.
+This runs before the monkey patch, so it imports only basic modules. When a server's
+module is imported, the method that a worker calls when it serves is replaced by one
+that starts the probe, once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _watch_gunicorn(module: ModuleType) -> None:
 
 
 def _watch_celery(module: ModuleType) -> None:
-    """Probe a worker in place of its pool's start: it is not to take any task."""
+    """Probe a worker instead of starting its pool, so that it takes no task."""
     pool_class: Any = module.BasePool
 
     def probe(pool: Any) -> None:  # noqa: ANN401
@@ -71,7 +71,7 @@ class _Finder:
 
 
 def _load_the_next() -> None:
-    """Load the sitecustomize that this one has hidden, if there is one."""
+    """Load the sitecustomize that this one hides, if there is one."""
     this = sys.modules.pop(__name__)
     sys.path.remove(os.path.dirname(__file__))
     try:
