@@ -140,13 +140,18 @@ WAYS = {
 }
 
 
+def fetch_former() -> None:
+    """Install psycogreen 1.0.2 into a folder of its own, once."""
+    _fetch(FORMER, "--no-deps", "psycogreen==1.0.2")
+
+
 def fetch_others() -> None:
     """Install what is compared into folders of its own, once.
 
     Where the tests run psycogreen 1.0.2 would replace ours, and Django would prefer
     psycopg 3 to psycopg2.
     """
-    _fetch(FORMER, "--no-deps", "psycogreen==1.0.2")
+    fetch_former()
     _fetch(PSYCOPG3, "psycopg[binary]>=3.2")
     _fetch(ASYNCPG, "asyncpg", "uvloop")
     _fetch(GEVENTPOOL, "--no-deps", "django-db-geventpool")

@@ -154,7 +154,7 @@ check_rest()
 """
 
 EXHAUSTED = """
-answers = [gevent.spawn(request, 200) for _ in range(CLIENTS)]
+answers = [gevent.spawn(request, 4000) for _ in range(CLIENTS)]
 gevent.joinall(answers, timeout=60, raise_error=True)
 good = sum(answer.value for answer in answers)
 assert SIZE <= good < CLIENTS, good
@@ -208,5 +208,5 @@ def test_exhausted(python, own_server, tmp_path, scale):
     """Requests that wait too long fail; the others are served."""
     program = tmp_path / "exhausted.py"
     program.write_text(COMMON + EXHAUSTED)
-    # At most every third of the clients finds a connection in that time.
-    python(program, *arguments(scale), TIMEOUT="0.3", **variables(own_server))
+    # Those who find no connection at once give up before one is free again.
+    python(program, *arguments(scale), TIMEOUT="3", **variables(own_server))

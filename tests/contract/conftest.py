@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import frameworks
 import psycopg2
 import pytest
-from psycopg2.extensions import set_wait_callback
+from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE, set_wait_callback
 
 import psycogreen
 
@@ -51,7 +51,7 @@ def connect(dsn: str) -> Iterator[Callable[..., psycopg2.extensions.connection]]
 
     yield connect
     for conn in opened:
-        if not conn.isexecuting():
+        if conn.info.transaction_status != TRANSACTION_STATUS_ACTIVE:
             conn.close()
 
 

@@ -53,6 +53,8 @@ def test_waiting(green, connect):
     holder.cursor().execute("select pg_advisory_lock(1)")
     begin = time.monotonic()
     query = "select pg_advisory_xact_lock_shared(1)"
+    for conn in conns:
+        conn.autocommit = True  # one wait each, without one for the "begin"
     tasks = [green.spawn(conn.cursor().execute, query) for conn in conns[:1]]
     await_(green, lambda: psycogreen.status().waiting == 1)
     first = time.monotonic()
