@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-FORMER = ROOT / ".cache" / "psycogreen-1.0.2"
-PSYCOPG3 = ROOT / ".cache" / "psycopg-3"
-ASYNCPG = ROOT / ".cache" / "asyncpg"
-GEVENTPOOL = ROOT / ".cache" / "django-db-geventpool"
+# Compiled for one version of Python: each has a folder of its own.
+OTHERS = ROOT / ".cache" / f"benchmarks-{sys.implementation.cache_tag}"
+FORMER = OTHERS / "psycogreen-1.0.2"
+PSYCOPG3 = OTHERS / "psycopg-3"
+ASYNCPG = OTHERS / "asyncpg"
+GEVENTPOOL = OTHERS / "django-db-geventpool"
 
 Job = Callable[[], object]
 RunAll = Callable[[Sequence[Job]], object]

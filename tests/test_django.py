@@ -318,10 +318,14 @@ def fake(name, **contents):
     return module
 class Adapters:
     types = {"timestamptz": types.SimpleNamespace(oid=1184)}
+    get_loader = staticmethod(lambda oid, format: a)
 a, b = type("A", (), {}), type("B", (), {})
-of = {"tsrange": types.SimpleNamespace(oid=1), "tstzrange": types.SimpleNamespace(oid=2)}
-fake("psycopg", __version__="3.2.1", ClientCursor=a, IsolationLevel=IntEnum, adapt=a,
-     adapters=Adapters, errors=a, sql=a)
+names = "tsrange", "tstzrange", "timestamptz"
+of = {name: types.SimpleNamespace(oid=oid) for oid, name in enumerate(names)}
+fake("psycopg", __version__="3.2.1", ClientCursor=a, IsolationLevel=IntEnum,
+     adapt=types.SimpleNamespace(Loader=a),
+     adapters=Adapters, errors=a, sql=a,
+     pq=types.SimpleNamespace(Format=types.SimpleNamespace(TEXT=0)))
 fake("psycopg.postgres", types=of)
 fake("psycopg.types")
 fake("psycopg.types.datetime", TimestamptzLoader=a)
