@@ -31,7 +31,7 @@ test-matrix: .venv/matrix
 
 # On Python 3.14 and 3.15, in a Debian sid folder: .cache/sid. Needs root, debootstrap.
 test-newest: .venv
-	$(BIN)/python tools/newest.py
+	$(BIN)/python tools/newest.py $(PARALLEL)
 
 # What a release consists of, tried: dist/
 wheels: .venv/wheels

@@ -37,10 +37,25 @@ def prepare() -> None:
     """Make the folder, if it is not there; bring the project in it up to date.
 
     Wait for another process that uses it, and keep others waiting until this one ends.
-    Raise `Unavailable` without root's rights or without debootstrap.
+    Raise `Unavailable` without root's rights, where nothing may be mounted, as in most
+    containers, or without debootstrap.
     """
     if os.geteuid() != 0:
         msg = "a Debian sid folder needs root's rights"
+        raise Unavailable(msg)
+    mount = [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "mount",
+        "-t",
+        "tmpfs",
+        "x",
+        "/mnt",
+    ]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        msg = "a Debian sid folder needs the right to mount (CAP_SYS_ADMIN)"
         raise Unavailable(msg)
     if not shutil.which("debootstrap"):
         msg = "a Debian sid folder needs debootstrap: apt-get install debootstrap"
