@@ -330,8 +330,9 @@ def test_query_in_the_hub(green, connect, dsn, caplog):
     new.close()
 
 
-def test_large_answer_in_the_hub(green, connect):
+def test_large_answer_in_the_hub(green, connect, monkeypatch):
     """An answer to a query in the hub may arrive in any number of pieces."""
+    monkeypatch.setattr(hub, "LONGEST_STALL", 60)  # the server takes its time
     conn = connect()
     text = in_hub(green, partial(query, conn, "repeat('x', 30000000)"))
     assert len(text) == 30_000_000
@@ -513,14 +514,14 @@ def test_hubs_that_end(green, script):
 def test_connections_that_end(green, dsn):
     """A connection that is closed and dropped leaves no entry behind."""
     conns = [psycopg2.connect(dsn) for _ in range(20)]
-    entries = len(epoll.entries)
+    descriptors = {conn.fileno() for conn in conns}
     for conn in conns:
         query(conn)
         conn.close()
-    assert len(epoll.entries) == entries + 20
+    assert descriptors <= set(epoll.entries)
     del conn, conns[:]
     gc.collect()
-    assert len(epoll.entries) == entries
+    assert not descriptors & set(epoll.entries)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -609,7 +610,7 @@ def test_limit_that_ends_in_a_child(green, script):
         from contract_hub import query as ask
         conn = psycopg2.connect(dsn)
         killed = psycopg2.connect(dsn)
-        set_wait_callback(partial(green.callback, timeout=2))
+        set_wait_callback(partial(green.callback, timeout=4))
         tasks = [
             green.spawn(ask, each, "42 from pg_sleep(1)") for each in (conn, killed)
         ]
@@ -617,7 +618,7 @@ def test_limit_that_ends_in_a_child(green, script):
         pid = os.fork()
         if not pid:
             green.kill(tasks[1])
-            green.sleep(2.5)
+            green.sleep(4.5)  # beyond the limit
             os._exit(0)
         assert [green.wait(task) for task in tasks] == [42, 42]
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

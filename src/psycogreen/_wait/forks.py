@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import _socket
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -30,11 +30,16 @@ def disconnect(descriptors: Iterable[int]) -> None:
     The sockets behind them are the parent's: nothing that is done with the child's
     copies of its connections reaches the server.
     """
-    # Not with os.close(), which gevent puts off until its loop runs: the number may
-    # be another one's by then.
-    with io.FileIO(os.devnull, "r+") as nowhere:
+    # A socket, because libuv aborts the process when epoll refuses what it watches,
+    # such as /dev/null. Of this kind, it is never ready to be read and takes no data.
+    # The raw type: gevent puts off a close until its loop runs, and the number may be
+    # another one's by then.
+    nowhere = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    try:
         for descriptor in descriptors:
             os.dup2(nowhere.fileno(), descriptor, inheritable=False)
+    finally:
+        nowhere.close()
 
 
 def _after_in_child() -> None:
