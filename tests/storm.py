@@ -32,6 +32,7 @@ from psycogreen._wait import epoll, native
 
 WORKERS = 8
 SPARE = 4
+GARBAGE = 16
 KINDS = [
     *("answers", "destructors", "weak references", "raw greenlets"),
     *("threads", "children", "exhaustions"),
@@ -86,6 +87,7 @@ def connect() -> psycopg2.extensions.connection:
 # ---- what the garbage collector runs -------------------------------------------
 
 spare: list[psycopg2.extensions.connection] = []
+garbage: list[bool] = []
 
 
 def ask_spare(kind: str) -> None:
@@ -110,9 +112,11 @@ class Destroyed:
     def __init__(self) -> None:
         """Refer to itself: only the collector frees it."""
         self.itself = self
+        garbage.append(True)
 
     def __del__(self) -> None:
         """Query."""
+        garbage.pop()
         ask_spare("destructors")
 
 
@@ -122,16 +126,24 @@ class Watched:
     def __init__(self) -> None:
         """Refer to itself."""
         self.itself = self
+        garbage.append(True)
 
 
 references: set[weakref.ref[Watched]] = set()
 
 
 def litter() -> None:
-    """Leave garbage to the collector."""
+    """Leave garbage to the collector, unless it has enough.
+
+    It frees nothing while a destructor waits. What piles up meanwhile is freed in one
+    greenlet, one query after the other, and more is left meanwhile.
+    """
+    if len(garbage) >= GARBAGE:
+        return
     Destroyed()
 
     def tell(reference: weakref.ref[Watched]) -> None:
+        garbage.pop()
         references.discard(reference)
         ask_spare("weak references")
 

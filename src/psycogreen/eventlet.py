@@ -24,7 +24,7 @@ from psycogreen._errors import WaitTimeout, wait_timeout
 from psycogreen._interface import lookups
 from psycogreen._wait.callback import Framework, wait_callback
 from psycogreen._wait.epoll import EpollSet
-from psycogreen._wait.hub import HubGone, InHub, wait_in_hub
+from psycogreen._wait.hub import Held, HubGone, InHub, wait_in_hub
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -84,13 +84,14 @@ class _Hub:
         with contextlib.suppress(KeyError, ValueError):
             self._hub.remove(listener)
 
-    def hold(self) -> None:
+    def hold(self, epoll_set: Held) -> None:
         # Nothing to hold: eventlet's loop goes on until the process ends.
         if _existing_hub() is not self._hub:
             raise HubGone
+        epoll_set.held = True
 
-    def release(self) -> None:
-        pass
+    def release(self, epoll_set: Held) -> None:
+        epoll_set.held = False
 
     def switch(self) -> object:
         if self._hub.greenlet is getcurrent():

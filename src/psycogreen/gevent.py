@@ -25,7 +25,7 @@ from psycogreen._errors import WaitTimeout, wait_timeout
 from psycogreen._interface import lookups
 from psycogreen._wait.callback import Framework, wait_callback
 from psycogreen._wait.epoll import EpollSet
-from psycogreen._wait.hub import HubGone, InHub, wait_in_hub
+from psycogreen._wait.hub import Held, HubGone, InHub, wait_in_hub
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -63,6 +63,7 @@ class _Hub:
         self.plain = gevent.Greenlet
         self._pid = os.getpid()
         self._watcher: Any = None
+        self._stops = 0
 
     def watch(self, fd: int, callback: Callable[..., None]) -> None:
         former = self._watcher
@@ -74,17 +75,19 @@ class _Hub:
     def unwatch(self) -> None:
         _end(self._watcher)
 
-    def hold(self) -> None:
-        if self._hub.loop is None:
+    def hold(self, epoll_set: Held) -> None:
+        if _is_over(self._hub):
             raise HubGone
         self._watcher.ref = True
+        epoll_set.held = True
 
-    def release(self) -> None:
-        if self._hub.loop is not None:
+    def release(self, epoll_set: Held) -> None:
+        if not _is_over(self._hub):
+            epoll_set.held = False
             self._watcher.ref = False
 
     def switch(self) -> object:
-        if self._hub.loop is None:
+        if _is_over(self._hub):
             raise HubGone
         if gevent.getcurrent() is self._hub:
             raise InHub
@@ -108,19 +111,32 @@ class _LibuvHub(_Hub):
         self._watcher = self._hub.loop.io(fd, 1)
         self._callback = callback
         if former and former.active:
-            self.hold()
+            self._watcher.start(callback, None)
         _end(former)
 
-    def hold(self) -> None:
-        if self._hub.loop is None:
+    def hold(self, epoll_set: Held) -> None:
+        if _is_over(self._hub):
             raise HubGone
-        self._watcher.start(self._callback, None)
+        stops = None
+        # These are calls, in which something may run that waits and then stops it.
+        while stops != self._stops:
+            stops = self._stops
+            self._watcher.start(self._callback, None)
+        epoll_set.held = True
 
-    def release(self) -> None:
+    def release(self, epoll_set: Held) -> None:
+        epoll_set.held = False
         # In a forked child gevent may not have made the loop its own yet: what was
         # stopped would be the parent's watcher.
-        if self._hub.loop is not None and self._pid == os.getpid():
+        if not _is_over(self._hub) and self._pid == os.getpid():
+            self._stops += 1
             self._watcher.stop()
+            epoll_set.held = False
+
+
+def _is_over(hub: gevent.hub.Hub) -> bool:
+    """Return whether *hub* is destroyed, or about to be."""
+    return hub.dead or hub.loop is None
 
 
 def _end(watcher: Any) -> None:  # noqa: ANN401
@@ -139,6 +155,8 @@ def _epoll_set() -> EpollSet | None:
         if not native.is_main_thread():
             return None
         hub = gevent.get_hub()
+    if _is_over(hub):
+        return None
     return epoll.set_of_thread(hub, lambda: _adapt(hub))
 
 
@@ -156,7 +174,7 @@ def _existing_hub() -> gevent.hub.Hub | None:
 
 def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
     hub = _existing_hub()
-    if hub is None and not native.is_main_thread():
+    if not native.is_main_thread() if hub is None else _is_over(hub):
         native.wait_socket(fd, write=write, timeout=timeout)
         return
     if hub is not None and gevent.getcurrent() is hub:
@@ -199,7 +217,7 @@ def _in_greenlet() -> bool:
     hub = _existing_hub()
     if hub is None:
         return native.is_main_thread()
-    return gevent.getcurrent() is not hub
+    return gevent.getcurrent() is not hub and not _is_over(hub)
 
 
 @wait_callback(Framework(_wait_socket, _epoll_set))

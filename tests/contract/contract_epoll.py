@@ -566,10 +566,10 @@ def test_wait_within_a_wait(green, connect, name, moment):
         tasks.append(green.spawn(query, longer, "43 from pg_sleep(0.4)"))
         assert query(inner, "42 from pg_sleep(0.1)") == 42
 
-    def interrupted():
+    def interrupted(*arguments):
         if moment == "before":
             destroy()
-        original()
+        original(*arguments)
         if moment == "after":
             destroy()
 
@@ -587,7 +587,7 @@ def test_interrupted_before_it_waits(green, connect, monkeypatch):
     query(conn)
     epoll_set = epoll.entries[conn.fileno()].epoll_set
 
-    def interrupted():
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(epoll_set.hub, "hold", interrupted, raising=False)

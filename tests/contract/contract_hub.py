@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import time
+from contextlib import closing, suppress
 from functools import partial
 
 import psycopg2
@@ -222,9 +223,9 @@ def test_query_between_two_waits_of_one_query(green, connect, monkeypatch):
     loop = epoll.entries[conn.fileno()].epoll_set.hub
     release = loop.release
 
-    def interrupted():
+    def interrupted(epoll_set):
         monkeypatch.undo()
-        release()
+        release(epoll_set)
         assert query(inner, "42 from pg_sleep(0.3)") == 42
 
     monkeypatch.setattr(loop, "release", interrupted, raising=False)
@@ -244,9 +245,9 @@ def test_sleep_amid_a_wait(green, connect, monkeypatch):
     hold = loop.hold
     slept = []
 
-    def interrupted():
+    def interrupted(epoll_set):
         monkeypatch.undo()
-        hold()
+        hold(epoll_set)
         begin = time.monotonic()
         green.sleep(0.3)
         slept.append(time.monotonic() - begin)
@@ -255,6 +256,28 @@ def test_sleep_amid_a_wait(green, connect, monkeypatch):
     with green.Timeout(10):
         assert query(conn, "42") == 42
     assert slept[0] >= 0.29
+
+
+def test_query_while_the_loop_is_held(green, script):
+    """Nor does one that queries in between let the loop end under the outer wait."""
+    script(
+        """
+        from contract_hub import query as ask
+        from psycogreen._wait import epoll
+        conn, inner = psycopg2.connect(dsn), psycopg2.connect(dsn)
+        ask(conn)
+        loop = epoll.entries[conn.fileno()].epoll_set.hub
+        hold = loop.hold
+
+        def interrupted(*arguments):
+            del loop.hold
+            hold(*arguments)
+            assert ask(inner, "42 from pg_sleep(0.05)") == 42
+
+        loop.hold = interrupted
+        assert ask(conn, "43 from pg_sleep(0.05)") == 43
+        """
+    )
 
 
 def test_collector_that_queries(green, connect):
@@ -522,6 +545,28 @@ def test_connections_that_end(green, dsn):
     del conn, conns[:]
     gc.collect()
     assert not descriptors & set(epoll.entries)
+
+
+def test_query_while_a_hub_is_destroyed(green, dsn):
+    """A destructor that queries then waits natively, and keeps its connection."""
+    if green.name != "gevent":
+        pytest.skip("eventlet's hubs are not destroyed")
+    from gevent.exceptions import HubDestroyed, LoopExit
+
+    outcome = []
+
+    def work():
+        with closing(psycopg2.connect(dsn)) as conn:
+            query(conn, "pg_sleep(0.01)")
+            with suppress(LoopExit):  # as Hub.destroy() does, first of all
+                green.hub_greenlet().throw(HubDestroyed(True))
+            green.hub_greenlet().loop.destroy()
+            outcome.append(query(conn, "42 from pg_sleep(0.01)"))
+        green.new_hub()
+        return True
+
+    in_threads(work, 1)
+    assert outcome == [42]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -357,7 +357,7 @@ collect(Set *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(nargs)
     }
     state = PyModule_GetState(module);
     if (self->abandoned) {
-        status = call_method(self->hub, state->release);
+        status = call_method_with(self->hub, state->release, (PyObject *)self);
     }
     else if (self->epoll_fd < 0) { /* closed */
         status = 0;

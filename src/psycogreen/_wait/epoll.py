@@ -146,13 +146,11 @@ class EpollSet(BaseSet):
         In the middle of this, or of `release`, a signal's handler or a destructor may
         run that waits itself.
         """
-        self.hub.hold()
-        self.held = True
+        self.hub.hold(self)
 
     def release(self) -> None:
         """Let the loop end, unless somebody has begun to wait meanwhile."""
-        self.held = False
-        self.hub.release()
+        self.hub.release(self)
         if self.waiting:
             self.hold()
 
@@ -260,7 +258,7 @@ class EpollSet(BaseSet):
         self.abandoned = True
         self.ended = 0
         _sets.discard(self)
-        self.hub.release()
+        self.hub.release(self)
         # First, so that there is a descriptor for what follows.
         self._epoll.close()
         own = self._own_entries()

@@ -31,6 +31,12 @@ class InHub(Exception):
     """The hub's own greenlet is to wait: it cannot let the hub run meanwhile."""
 
 
+class Held(Protocol):
+    """What notes whether the loop is held."""
+
+    held: bool
+
+
 class Hub(Protocol):
     """A framework's hub: what runs a thread's loop. To be used in its thread only."""
 
@@ -57,11 +63,18 @@ class Hub(Protocol):
     def unwatch(self) -> None:
         """Watch nothing any more. Does not raise, not even if the loop has ended."""
 
-    def hold(self) -> None:
-        """Keep the loop running: somebody waits. Raise `HubGone` if it has ended."""
+    def hold(self, epoll_set: Held) -> None:
+        """Keep the loop running, and note that: somebody waits.
 
-    def release(self) -> None:
-        """Let the loop end: nobody waits. Does not raise."""
+        Raise `HubGone` if it has ended.
+        """
+
+    def release(self, epoll_set: Held) -> None:
+        """Let the loop end, and note that: nobody waits. Does not raise.
+
+        Nothing may run between the two steps of this, nor of `hold`: what waits there
+        must not find the loop held that is not.
+        """
 
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call *function* in the hub, the next time that its loop goes round."""

@@ -92,7 +92,7 @@ class BaseSet:
 
     def _collect(self) -> None:
         if self.abandoned:
-            self.hub.release()
+            self.hub.release(self)
             return
         if self.epoll_fd < 0:
             return
