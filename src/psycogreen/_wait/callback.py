@@ -134,7 +134,8 @@ def _wait_answered(
     before = forks.count
     since = monotonic()
     try:
-        _wait_socket(conn, state, framework.wait_socket, timeout, since, conn.poll)
+        poll = polls.get(id(conn), conn.poll)
+        _wait_socket(conn, state, framework.wait_socket, timeout, since, poll)
     except BaseException as ex:
         if before == forks.count:
             _interrupted(conn, framework, ex, since)
@@ -193,7 +194,6 @@ def _wait_socket(
     """Wait with the framework's own wait: slower, but it can do anything."""
     wait = Wait(conn, since)
     under_way.add(wait)
-    poll = polls.get(id(conn), conn.poll)
     try:
         while state != POLL_OK:
             if state not in (POLL_READ, POLL_WRITE):
