@@ -7,7 +7,7 @@ PARALLEL = -n 6
 SOURCES = pyproject.toml setup.py \
     $(shell find src -type f -not -name '*.pyc' -not -path '*.egg-info/*')
 
-.PHONY: demo uwsgi test test-all test-matrix test-newest wheels faults docs lint format build clean \
+.PHONY: demo uwsgi test test-all walk test-matrix test-newest wheels faults docs lint format build clean \
     bench instructions check-instructions record-instructions
 
 demo: .venv/demo
@@ -24,6 +24,10 @@ test: .venv/test
 # Those that are marked `full` as well: other gunicorns, chaos, psycopg2's own tests.
 test-all: .venv/test
 	$(BIN)/pytest $(PARALLEL) --full
+
+# Every command of the README and the documentation, in empty environments.
+walk: .venv/test
+	$(BIN)/pytest $(PARALLEL) --full tests/test_walk.py
 
 # With the oldest and the newest libraries, on each Python that is found.
 test-matrix: .venv/matrix

@@ -1,10 +1,16 @@
 """Sphinx's configuration: ``make docs`` builds the pages into build/docs."""
 
 import os
+import re
 from pathlib import Path
 
 # Of what is written in C, autodoc cannot tell the signature.
 os.environ["PSYCOGREEN_PURE"] = "1"
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
 
 from psycogreen import __version__
 
@@ -41,3 +47,37 @@ nitpick_ignore = [("std:doc", name) for name in _MISSING]
 suppress_warnings = ["toc.not_readable"] if _MISSING else []
 # Included by another page.
 exclude_patterns = ["*-table.rst"]
+
+
+class PageLinks(SphinxTransform):
+    """Makes a link to a page's file, which a code host shows, one to the built page.
+
+    ``page.rst`` is the page, ``page.rst#label`` a label in it.
+    """
+
+    default_priority = 400  # like the reading of Sphinx's own links
+
+    def apply(self, **kwargs: object) -> None:
+        """Replace the links; Sphinx resolves them, and warns of what is not there."""
+        for link in list(self.document.findall(nodes.reference)):
+            found = re.fullmatch(r"([\w-]+)\.rst(?:#([\w-]+))?", link.get("refuri", ""))
+            if not found:
+                continue
+            page, label = found.groups()
+            link.replace_self(
+                addnodes.pending_xref(
+                    "",
+                    nodes.inline("", link.astext()),
+                    refdoc=self.env.docname,
+                    refdomain="std",
+                    reftype="ref" if label else "doc",
+                    reftarget=label or page,
+                    refexplicit=True,
+                    refwarn=True,
+                )
+            )
+
+
+def setup(app: Sphinx) -> None:
+    """Add what is above to Sphinx."""
+    app.add_transform(PageLinks)

@@ -2,7 +2,7 @@
 
 A worker that runs a hundred of its tasks at once::
 
-    celery -A celery_app worker -P gevent -c 100 -I psycogreen.integrations.celery
+    celery -A celery_app worker -P gevent -c 100 -l info -I psycogreen.integrations.celery
     celery -A celery_app call celery_app.double --args '[21]'
 
 The environment variable DSN says where the database is, REDIS_URL where Redis is.

@@ -66,10 +66,20 @@ def test_other_languages(path):
 
 @pytest.mark.parametrize("path", PAGES[1:], ids=lambda path: path.name)
 def test_links(path):
-    """A page links to others by their title: their files are not on the web."""
-    assert not re.findall(
-        r"<(?!https?:)[\w./-]+(?:\.rst|\.py|\.ini|/\w+)>`_", path.read_text()
-    )
+    """A page links to other pages' files, which a code host shows and Sphinx resolves."""
+    text = path.read_text()
+    assert not re.findall(r":(?:doc|ref|download):`", text)
+    for page, label in re.findall(r"<([\w-]+\.rst)(?:#([\w-]+))?>`_", text):
+        assert not label or f"\n.. _{label}:\n" in (path.parent / page).read_text()
+    assert not re.findall(r"<(?!https?:)[\w./-]+(?:\.py|\.ini|/\w+)>`_", text)
+
+
+@pytest.mark.parametrize("path", PAGES[1:], ids=lambda path: path.name)
+def test_examples_are_linked(path):
+    """A code host does not show an included file: the page has a link to it."""
+    text = path.read_text()
+    for name in re.findall(r"literalinclude:: \.\./(\S+)", text):
+        assert f"github.com/psycopg/psycogreen/blob/HEAD/{name}\n" in text, name
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
