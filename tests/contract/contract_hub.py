@@ -20,8 +20,8 @@ from psycogreen._wait import epoll, hub, native, pure
 native_sleep = native.original("time", "sleep")
 
 
-def query(conn, what="1"):
-    """Return what a query returns."""
+def query(conn, what="1 from pg_sleep(0.005)"):
+    """Return what a query returns; by default it surely waits."""
     cursor = conn.cursor()
     cursor.execute(f"select {what}")
     return cursor.fetchone()[0]
@@ -179,6 +179,7 @@ def test_file_in_the_place_of_a_socket(green, connect):
 
 def test_connection_is_closed_under_a_wait(green, dsn, connect):
     """A wait ends with an error if another connection has taken its descriptor."""
+    gc.collect()  # so that no lower number is free later
     conn = psycopg2.connect(dsn, async_=True)
     green.callback(conn)
     number = conn.fileno()
