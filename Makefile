@@ -58,9 +58,10 @@ docs: .venv/docs
 # psycogreen beside what else there is, in ten to fifteen minutes: docs/benchmarks.rst
 bench: .venv/bench
 	PYTHONPATH=tools $(BIN)/python benchmarks
+	PYTHONPATH=tools $(BIN)/python benchmarks/connecting.py
 
-# What a query costs, counted by valgrind. After a change that is meant to make it
-# dearer or cheaper, the figures that the check compares with are recorded anew.
+# What a query and a connection cost, counted by valgrind. After a change that is meant
+# to make one dearer or cheaper, the figures that the check compares with are recorded anew.
 instructions: .venv/bench
 	$(BIN)/python benchmarks/instructions.py
 

@@ -1,6 +1,9 @@
-"""What a query costs, in instructions of the processor, as callgrind counts them.
+"""What a query costs, and a connection, in instructions as callgrind counts them.
 
 Usage: instructions.py [--check | --record] [WAY[:GREENLETS] ...]
+
+Of a connection, which is made over a unix socket and closed, only the record and the
+check tell. One is made after another, by one greenlet.
 
 Unlike time it hardly depends on what else the machine does. What remains is how
 many answers have come in each time that the loop looks: with more of them at once
@@ -26,12 +29,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ways import ROOT, WAYS, fetch_former, fetch_others
 
-from psycogreen._check.postgres import postgres
+from psycogreen._check.postgres import Server, postgres
 
 RECORD = Path(__file__).with_suffix(".json")
 TOLERANCE = 0.05
@@ -53,22 +57,52 @@ class Failed(Exception):
     """A measured process has failed; the message is its output."""
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What the record has the instructions of."""
+
+    what: str
+    key: str
+    """Its name in the record."""
+    program: str | None
+    """What makes it; ``None``: the way's own program."""
+    greenlets: int
+    least: int
+    """The length of the shorter stretch."""
+
+    def dsn(self, server: Server) -> str:
+        """Return where it is measured."""
+        return server.dsn if self.program is None else server.unix_dsn
+
+
+QUERY = Subject("a query", "instructions", None, GREENLETS, 200)
+CONNECTION = Subject("a connection", "connections", "connections.py", 1, 40)
+
+
 def measure(
-    way: str, greenlets: int, dsn: str, repetitions: int = REPETITIONS
+    way: str,
+    greenlets: int,
+    dsn: str,
+    repetitions: int = REPETITIONS,
+    subject: Subject = QUERY,
 ) -> float:
-    """Return the instructions that one query costs, in user space.
+    """Return the instructions that one query, or other *subject*, costs in user space.
 
     Each repetition is of a short and of a long stretch, so that what does not grow
     with the queries, such as spawning the greenlets, cancels out.
     """
-    short = max(200, 4 * greenlets)
+    short = max(subject.least, 4 * greenlets)
     long = 3 * short
-    counts = _count(way, greenlets, [short, *[short, long] * repetitions], dsn)
+    program = subject.program or WAYS[way].program
+    stretches = [short, *[short, long] * repetitions]
+    counts = _count(way, program, greenlets, stretches, dsn)
     pairs = zip(counts[1::2], counts[2::2], strict=True)
     return statistics.median((more - less) / (long - short) for less, more in pairs)
 
 
-def _count(way: str, greenlets: int, stretches: list[int], dsn: str) -> list[int]:
+def _count(
+    way: str, program: str, greenlets: int, stretches: list[int], dsn: str
+) -> list[int]:
     """Return the instructions of each stretch."""
     # The same hashes, hence the same dictionaries, each time.
     env = {**WAYS[way].variables(), "DSN": dsn, "PYTHONHASHSEED": "0"}
@@ -79,7 +113,7 @@ def _count(way: str, greenlets: int, stretches: list[int], dsn: str) -> list[int
             "--dump-before=getppid*",
             f"--callgrind-out-file={folder}/out",
             # -P: the package is to be the installed one.
-            *(sys.executable, str(ROOT / "benchmarks" / WAYS[way].program), way),
+            *(sys.executable, str(ROOT / "benchmarks" / program), way),
             *map(str, [greenlets, *stretches]),
         ]
         result = subprocess.run(
@@ -122,49 +156,69 @@ def comparable(recorded: dict[str, str]) -> bool:
     return same_python and "processor" not in differing
 
 
-def check(dsn: str) -> int:
+def check(server: Server) -> int:
     """Compare with the record; return the exit status."""
     record = json.loads(RECORD.read_text())
-    recorded = record["instructions"]
-    tolerance = TOLERANCE
-    expected = {way: recorded[way] for way in GUARDED}
-    if not comparable(record["environment"]):
+    here = comparable(record["environment"])
+    if not here:
         print("hence compared in proportion to psycogreen 1.0.2")
-        tolerance = TOLERANCE_ELSEWHERE
         fetch_former()
-        former = {way: measure(way, GREENLETS, dsn) for way in set(GUARDED.values())}
+    exceeded = [
+        _check(subject, record[subject.key], server, here=here)
+        for subject in (QUERY, CONNECTION)
+    ]
+    return int(any(exceeded))
+
+
+def _check(
+    subject: Subject, recorded: dict[str, float], server: Server, *, here: bool
+) -> bool:
+    """Print how *subject* compares with the record; return whether one costs more."""
+    tolerance = TOLERANCE if here else TOLERANCE_ELSEWHERE
+    expected = {way: recorded[way] for way in GUARDED}
+    if not here:
+        yardsticks = set(GUARDED.values())
+        former = {way: _measured(subject, way, server) for way in yardsticks}
         for way, yardstick in GUARDED.items():
             expected[way] *= former[yardstick] / recorded[yardstick]
-    status = 0
+    print(f"{subject.what}:")
+    exceeded = False
     for way, count in expected.items():
-        found = _least(way, count * (1 + tolerance), dsn)
+        found = _least(subject, way, count * (1 + tolerance), server)
         more = found / count - 1
         print(f"{way:16} {found:9,.0f} expected {count:9,.0f} {more:+7.1%}")
         if more > tolerance:
-            print(f"a query costs over {tolerance:.0%} more than expected")
-            status = 1
-    return status
+            print(f"{subject.what} costs over {tolerance:.0%} more than expected")
+            exceeded = True
+    return exceeded
 
 
-def _least(way: str, enough: float, dsn: str) -> float:
-    """Return what a query costs, measured again if it is more than *enough*.
+def _measured(subject: Subject, way: str, server: Server) -> float:
+    return measure(way, subject.greenlets, subject.dsn(server), subject=subject)
+
+
+def _least(subject: Subject, way: str, enough: float, server: Server) -> float:
+    """Return what *subject* costs, measured again if it is more than *enough*.
 
     A busy machine may add to it, since fewer answers are there at once, and never
     takes from it.
     """
-    found = measure(way, GREENLETS, dsn)
+    found = _measured(subject, way, server)
     for _ in range(RETRIES):
         if found > enough:
-            found = min(found, measure(way, GREENLETS, dsn))
+            found = min(found, _measured(subject, way, server))
     return found
 
 
-def record(dsn: str) -> None:
+def record(server: Server) -> None:
     """Record the figures of this environment."""
     fetch_former()
     wanted = [*GUARDED, *dict.fromkeys(GUARDED.values())]
-    found = {way: round(measure(way, GREENLETS, dsn)) for way in wanted}
-    text = json.dumps({"environment": environment(), "instructions": found}, indent=2)
+    figures = {
+        subject.key: {way: round(_measured(subject, way, server)) for way in wanted}
+        for subject in (QUERY, CONNECTION)
+    }
+    text = json.dumps({"environment": environment(), **figures}, indent=2)
     RECORD.write_text(text + "\n")
     print(text)
 
@@ -190,9 +244,9 @@ def main() -> int:
     with postgres() as server:
         os.nice(5)  # the server, which is started, comes first: all answers are there
         if options.check:
-            return check(server.dsn)
+            return check(server)
         if options.record:
-            record(server.dsn)
+            record(server)
         else:
             fetch_others()
             table(

@@ -106,6 +106,31 @@ def test_results(quick):
 
 
 @pytest.mark.full
+def test_connecting():
+    """Connecting is measured at every place, for every way that is named."""
+    program = str(BENCHMARKS / "connecting.py")
+    amount = ["--rounds", "1", "--connections", "8"]
+    result = subprocess.run(
+        [sys.executable, program, *amount, "gevent", "gevent-1.0.2", "threads"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tools")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+    lines = result.stdout.splitlines()
+    for place in "unix socket", "127.0.0.1", "localhost":
+        ways = [
+            line.removeprefix(place).split()[0]
+            for line in lines
+            if line.startswith(place)
+        ]
+        assert ways == ["gevent", "gevent-1.0.2", "threads"]
+
+
+@pytest.mark.full
 def test_picture(quick):
     """There is a picture, and it names what it compares."""
     picture = (quick / "benchmarks.svg").read_text()

@@ -93,6 +93,7 @@ class _Attempt(deadline.Attempt):
         self.is_resolved = False
         self._plan = planned
         self._hosts = planned.hosts
+        self._has_one_address = len(planned.hosts) == 1 and not planned.has_names
         self._errors = ""
         self._first: Host | None = None
         self._first_prefix = ""
@@ -126,15 +127,17 @@ class _Attempt(deadline.Attempt):
 
     def _use(self, hosts: tuple[Host, ...]) -> None:
         self._hosts = hosts
+        self._has_one_address = len(hosts) == 1 and not hosts[0].is_name
         self.dsn = self._plan.with_hosts(hosts)
 
     def limit(self, conn: connection) -> int | None:
         """Return the seconds that each host has, of which the plan knows."""
-        return parse_connect_timeout(self._plan.connect_timeout)
+        value = self._plan.connect_timeout
+        return None if value is None else parse_connect_timeout(value)
 
     def has_one_address(self) -> bool:
         """Return whether there is one host, and no name for libpq to resolve."""
-        return len(self._hosts) == 1 and not self._hosts[0].is_name
+        return self._has_one_address
 
     def begin(self, conn: connection) -> None:
         """Note the host that *conn* is at, if there are several."""
@@ -142,7 +145,7 @@ class _Attempt(deadline.Attempt):
             readback.note(conn, self._plan)
         self._has_begun = True
         self._first, self._first_prefix = None, ""
-        if not self.has_one_address():
+        if not self._has_one_address:
             self._first = self._here(conn)
             self._first_prefix = self._libpq_prefix(conn, self._first)
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
@@ -24,7 +25,8 @@ _VARIABLES = {
     "load_balance_hosts": "PGLOADBALANCEHOSTS",
 }
 
-_Environment = tuple[str | None, ...]
+_Environment = tuple[Any, ...]
+"""The values of `_VARIABLES` as `os.environ` keeps them, encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class Plan:
     rest: str
     """The connection string without these three."""
     has_names: bool
+    """Whether it takes a resolver to find the address of a host."""
 
     def with_hosts(self, hosts: Iterable[Host]) -> str:
         """Return the connection string with *hosts* in the place of its own."""
@@ -123,14 +126,16 @@ def plan(dsn: str) -> Plan | None:
     It has if a service file may name others, if the lists do not fit together, of
     which it complains, and if *dsn* is no connection string.
     """
-    return _plan(dsn, _environment())
+    # Not by os.environ.get(): it encodes the name and decodes the value each time, and
+    # raises and catches an exception for each that is not set.
+    return _plan(dsn, tuple(map(_data.get, _keys)))
 
 
 @lru_cache(maxsize=64)
 def _plan(dsn: str, environment: _Environment) -> Plan | None:
     """Make the plan, once as long as neither argument changes."""
     inherited = {
-        keyword: value
+        keyword: os.environ.decodevalue(value)
         for keyword, value in zip(_VARIABLES, environment, strict=True)
         if value is not None
     }
@@ -186,14 +191,5 @@ def named_hosts(parameters: Mapping[str, str]) -> list[str]:
     return [host for host, address in rows if Host(host, address, "").is_name]
 
 
-def _environment() -> _Environment:
-    """Return the values of `_VARIABLES`."""
-    # Not by os.environ.get(): it encodes the name and decodes the value each time, and
-    # raises and catches an exception for each that is not set.
-    values = [_data.get(key) for key in _keys]
-    return tuple(None if value is None else _decode(value) for value in values)
-
-
 _data = os.environ._data  # type: ignore[attr-defined]
-_decode = os.environ.decodevalue
 _keys = [os.environ.encodekey(name) for name in _VARIABLES.values()]
