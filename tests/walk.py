@@ -199,7 +199,7 @@ class Shell:
         assert status in ended, f"$ {command.text}\n{self.log}\nstatus {status}"
 
     @contextlib.contextmanager
-    def _limit(self, seconds=240):
+    def _limit(self, seconds=540):
         """Kill everything after so many seconds, which ends the shell's output."""
         timer = threading.Timer(seconds, os.killpg, (self._bash.pid, signal.SIGKILL))
         timer.start()
