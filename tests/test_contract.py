@@ -134,7 +134,10 @@ def run(backend: str, tests: list[str]) -> Iterator[Suite]:
         *(f"{CONTRACT}/{each}" for each in tests),
     ]
     receiving, sending = os.pipe()
-    with postgres(hba=HBA) as server, tempfile.TemporaryFile("w+") as output:
+    with (
+        postgres(hba=HBA, settings={"wal_level": "logical"}) as server,
+        tempfile.TemporaryFile("w+") as output,
+    ):
         make_role(server)
         process = subprocess.Popen(
             [*command, *arguments],

@@ -1,7 +1,10 @@
 """Every example runs: an example that nobody runs rots."""
 
+import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from urllib.request import urlopen
 
 import pytest
 import uwsgi_builds
@@ -30,6 +33,29 @@ def test_libpq_environment(server, libpq):
     with gunicorn("flask_app:app", "-k", "gevent", env=env) as worker:
         answer = request(f"{worker.url}/sleep/0")
         assert (answer.error, answer.body.strip()) == (None, '{"slept":0}')
+
+
+def test_copy(dsn):
+    """Requests load rows by COPY, and keep and serve files, in a green worker."""
+    options = ("-k", "gevent", "-c", "python:psycogreen.integrations.gunicorn_conf")
+    rows = "".join(f"{n},name {n}\n" for n in range(100_000)).encode()
+    file = bytes(range(256)) * 10_000
+    with gunicorn("copy_app:app", *options, env={"DSN": dsn}) as worker:
+
+        def ask(path, data=None):
+            with urlopen(f"{worker.url}/{path}", data, timeout=60) as answer:
+                return answer.read()
+
+        with ThreadPoolExecutor(4) as pool:
+            ask("rows", b"")
+            loads = [pool.submit(ask, "rows", rows) for _ in range(4)]
+            assert [json.loads(each.result()) for each in loads] == [
+                {"rows": 100_000}
+            ] * 4
+        total = {"rows": 400_000, "total": 4 * sum(range(100_000))}
+        assert json.loads(ask("rows")) == total
+        oid = json.loads(ask("files", file))["oid"]
+        assert ask(f"files/{oid}") == file
 
 
 def test_no_variable_is_required(examples):

@@ -213,9 +213,14 @@ def _replacements() -> list[replacing.Replacement]:
     connection's turn comes after what uses the connection.
     """
     # Not earlier: it imports greenlet.
-    from psycogreen._interface import copying
+    from psycogreen._interface import copying, largeobjects, replication
 
-    return [*readback.REPLACEMENTS, *copying.REPLACEMENTS]
+    return [
+        *readback.REPLACEMENTS,
+        *copying.REPLACEMENTS,
+        *largeobjects.REPLACEMENTS,
+        *replication.REPLACEMENTS,
+    ]
 
 
 def _initial(option: str, given: bool | None) -> bool:

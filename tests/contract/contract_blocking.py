@@ -21,12 +21,6 @@ def table(conn):
     return cursor
 
 
-def test_refused_in_green_mode(green, table):
-    """Outside such a block psycopg2 refuses large objects."""
-    with pytest.raises(psycopg2.ProgrammingError, match="asynchronous callback"):
-        table.connection.lobject()
-
-
 def test_copy(green, table):
     """copy_from, copy_to and copy_expert work inside a blocking() block."""
     with psycogreen.blocking():

@@ -354,12 +354,12 @@ def test_subclasses_and_existing_objects(green, connect):
 
 def test_steps_aside(green, connect, table):
     """Inside blocking(), and after unpatch_psycopg(), psycopg2's own COPY is used."""
-    original = replacing._replaced[0][2]
+    [original] = [was for _, name, was in replacing._replaced if name == "copy_expert"]
     with psycogreen.blocking(), green.ticking(0) as ticker:
         table.copy_expert("copy (select pg_sleep(0.1)) to stdout", io.StringIO())
         assert ticker.ticks == 0
     psycogreen.unpatch_psycopg()
-    assert original in vars(extensions.cursor).values()
+    assert vars(extensions.cursor)["copy_expert"] is original
     with green.ticking(0) as ticker:
         table.copy_expert("copy (select pg_sleep(0.1)) to stdout", io.StringIO())
         assert ticker.ticks == 0
@@ -380,3 +380,18 @@ def test_async_connection(green, dsn):
     with pytest.raises(psycopg2.ProgrammingError, match="copy_to"):
         conn.cursor().copy_to(io.StringIO(), "copied")
     conn.close()
+
+
+@pytest.mark.parametrize("end", ["rollback", "commit", "reset"])
+@pytest.mark.parametrize("sql", ["copy copied to stdout", "copy copied from stdin"])
+def test_refused_by_execute(green, table, sql, end):
+    """The connection is usable after execute() has refused a COPY."""
+    table.execute("insert into copied select n from generate_series(1, 50000) n")
+    with pytest.raises(psycopg2.ProgrammingError, match="can't execute COPY"):
+        table.execute(sql)
+    try:
+        getattr(table.connection, end)()
+    except psycopg2.Error:
+        table.connection.rollback()
+    table.execute("select 5")
+    assert table.fetchone() == (5,)

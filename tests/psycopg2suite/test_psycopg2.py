@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 from conftest import TESTS, environment
+from psycopg2suite.process import EXCLUDED
 
 from psycogreen._check.postgres import find_programs, postgres
 
@@ -93,7 +94,7 @@ def blocking(run):
 
 @pytest.mark.parametrize("backend", ["gevent-libev", "eventlet-epolls"])
 def test_suite(run, blocking, backend, capsys):
-    """Whatever passes when psycopg2 blocks passes with the callback."""
+    """Each test has the outcome that it has when psycopg2 blocks, COPY's too."""
     outcomes, output = run(backend)
     counts = {
         name: list(outcomes.values()).count(name)
@@ -101,13 +102,14 @@ def test_suite(run, blocking, backend, capsys):
     }
     with capsys.disabled():
         print(f"\npsycopg2's own tests, {backend}: {counts}")
-    failed = {test for test, outcome in outcomes.items() if outcome == "failed"}
-    failed_blocking = {
-        test for test, outcome in blocking.items() if outcome == "failed"
+    differing = {
+        test: (blocking[test], outcome)
+        for test, outcome in outcomes.items()
+        if outcome != blocking[test] and test not in EXCLUDED
     }
-    assert failed <= failed_blocking, output
+    assert not differing, output
     assert outcomes.keys() == blocking.keys()
-    assert counts["passed"] > 600
+    assert counts["passed"] > 700
     # Two-phase commit is among them.
     assert any(
         "TwoPhase" in test and outcome == "passed" for test, outcome in outcomes.items()

@@ -23,6 +23,7 @@ from psycopg2.extensions import (
     POLL_READ,
     POLL_WRITE,
     STATUS_PREPARED,
+    TRANSACTION_STATUS_ACTIVE,
     QuotedString,
     connection,
     cursor,
@@ -33,7 +34,7 @@ from psycopg2.extensions import (
 
 from psycogreen._interface.libpq import COPY_IN, COPY_OUT, library
 from psycogreen._interface.members import Member
-from psycogreen._interface.replacing import method
+from psycogreen._interface.replacing import Replacement, method
 from psycogreen._wait import twin
 from psycogreen._wait.native import original
 
@@ -396,4 +397,52 @@ def _statement(
     )
 
 
-REPLACEMENTS = (_copy_expert, _copy_from, _copy_to)
+class _NoFile:
+    """What a COPY is ended with that has no file."""
+
+    def read(self, _size: int) -> bytes:
+        raise _NotBytes
+
+    def write(self, _row: bytes) -> None:
+        raise _NotBytes
+
+
+def _ends_refused_copy(name: str) -> Replacement:
+    """Let a method of connections first end what ``execute("copy ...")`` has begun.
+
+    psycopg2 refuses to execute a COPY, but leaves it under way. While it blocks, libpq
+    ends it before the next statement; in green mode nobody does.
+    """
+
+    @method(connection, name)
+    def call(
+        original: Callable[..., object], self: connection, *args: object
+    ) -> object:
+        if (
+            not self.closed
+            and self.info.transaction_status == TRANSACTION_STATUS_ACTIVE
+            and not (self.async_ or self.isexecuting())
+        ):
+            _end_copy(self)
+        return original(self, *args)
+
+    return call
+
+
+def _end_copy(conn: connection) -> None:
+    wait: Any = get_wait_callback()
+    copy = _Copy(conn, _NoFile(), 1)
+    twin.polls[id(conn)] = copy.poll
+    try:
+        wait(conn)
+    finally:
+        del twin.polls[id(conn)]
+        copy.close()
+
+
+REPLACEMENTS = (
+    _copy_expert,
+    _copy_from,
+    _copy_to,
+    *map(_ends_refused_copy, ("commit", "rollback", "reset")),
+)

@@ -9,6 +9,7 @@ from typing import Any
 # ExecStatusType
 COPY_OUT = 3
 COPY_IN = 4
+COPY_BOTH = 8
 
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "PQconsumeInput": (ctypes.c_int, (ctypes.c_void_p,)),
@@ -23,6 +24,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "PQgetResult": (ctypes.c_void_p, (ctypes.c_void_p,)),
     "PQresultStatus": (ctypes.c_int, (ctypes.c_void_p,)),
     "PQclear": (None, (ctypes.c_void_p,)),
+    "PQisnonblocking": (ctypes.c_int, (ctypes.c_void_p,)),
     "PQsetnonblocking": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_int)),
 }
 

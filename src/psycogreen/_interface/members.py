@@ -71,7 +71,8 @@ class Member:
         self._name = name
         self._is_object = definition.type in _OBJECTS
         self._c_type = _C_TYPES[definition.type]
-        self._offset = definition.offset
+        self.offset = definition.offset
+        """Where it is in the structure."""
 
     def get(self, instance: object) -> Any:  # noqa: ANN401
         """Return the value in *instance*; of a text, its address or ``None``."""
@@ -101,4 +102,13 @@ class Member:
         if not isinstance(instance, self._cls):
             msg = f"{instance!r} has no member {self._name!r} of {self._cls!r}"
             raise TypeError(msg)
-        return self._c_type.from_address(id(instance) + self._offset)
+        return self._c_type.from_address(id(instance) + self.offset)
+
+
+def first_object(instance: object) -> Any:  # noqa: ANN401
+    """Return what the structure of *instance*, of a C type, points to first, if anything.
+
+    For structures whose first part is known, and is no member.
+    """
+    address = ctypes.c_void_p.from_address(id(instance) + object.__basicsize__).value
+    return ctypes.cast(address, ctypes.py_object).value if address else None

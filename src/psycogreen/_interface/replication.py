@@ -1,0 +1,206 @@
+"""Replication, cooperatively.
+
+psycopg2 reads a message without waiting, so that part of it is called as it is, in a
+`blocking` block. What waits is here: the start, and the loop of ``consume_stream()``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import select
+from collections.abc import Callable
+from functools import partial
+from time import monotonic, time
+from typing import Any
+
+import psycopg2
+from psycopg2._psycopg import ReplicationCursor
+from psycopg2.extensions import connection, cursor
+
+from psycogreen._interface.blocking import blocking
+from psycogreen._interface.copying import SLICE
+from psycogreen._interface.largeobjects import wait_readable
+from psycogreen._interface.libpq import COPY_BOTH, library
+from psycogreen._interface.members import Member
+from psycogreen._interface.replacing import method
+from psycogreen._wait.native import original
+from psycogreen._wait.offload import in_thread
+
+# psycopg2's own, whatever replaces it.
+_execute = cursor.execute
+
+_wal_end = Member(ReplicationCursor, "wal_end")
+
+
+class _Time(ctypes.Structure):
+    """A timeval."""
+
+    _fields_ = (("seconds", ctypes.c_long), ("microseconds", ctypes.c_long))
+
+    def set(self, seconds: float) -> None:
+        fraction, self.seconds = math.modf(seconds)[0], int(seconds)
+        self.microseconds = int(fraction * 1e6)
+
+    def get(self) -> float:
+        return float(self.seconds + self.microseconds / 1e6)
+
+
+class _State(ctypes.Structure):
+    """What psycopg2's ReplicationCursor adds to a cursor, as far as it is needed.
+
+    It is the same in all of psycopg2 2.9, and found by a member that psycopg2 shows.
+    """
+
+    _fields_ = (
+        ("consuming", ctypes.c_int, 1),
+        ("decode", ctypes.c_int, 1),
+        ("last_io", _Time),
+        ("status_interval", _Time),
+        ("lsns", ctypes.c_uint64 * 3),
+        ("wal_end", ctypes.c_uint64),
+        ("last_data_start", ctypes.c_uint64),
+        ("last_feedback", _Time),
+    )
+
+
+def _state(self: ReplicationCursor) -> _State:
+    return _State.from_address(id(self) + _wal_end.offset - _State.wal_end.offset)
+
+
+@method(ReplicationCursor, "start_replication_expert")
+def _start(
+    refuse: Callable[..., None],
+    self: ReplicationCursor,
+    *args: Any,  # noqa: ANN401
+    **kwargs: Any,  # noqa: ANN401
+) -> None:
+    def bind(
+        command: object, decode: int = 0, status_interval: float = 10
+    ) -> tuple[object, int, float]:
+        return command, decode, status_interval
+
+    conn = self.connection
+    if self.closed or conn is None or conn.async_:
+        # Without a connection it is refused, and an asynchronous one does not wait.
+        with blocking():
+            refuse(self, *args, **kwargs)
+        return
+    try:
+        refuse(self, *args, **kwargs)
+    except psycopg2.ProgrammingError:
+        # Because it is green: it accepts the arguments.
+        command, decode, interval = bind(*args, **kwargs)
+    if interval < 1:
+        msg = "status_interval must be >= 1 (sec)"
+        raise psycopg2.ProgrammingError(msg)
+    _execute(self, command)  # type: ignore[arg-type]
+    state = _state(self)
+    state.status_interval.set(interval)
+    state.decode = -bool(decode)
+    state.last_io.set(time())
+
+
+@method(ReplicationCursor, "read_message")
+def _read_message(read: Callable[..., object], self: ReplicationCursor) -> object:
+    # It never waits.
+    with blocking():
+        return read(self)
+
+
+@method(ReplicationCursor, "consume_stream")
+def _consume_stream(
+    refuse: Callable[..., None],
+    self: ReplicationCursor,
+    *args: Any,  # noqa: ANN401
+    **kwargs: Any,  # noqa: ANN401
+) -> None:
+    def bind(
+        consume: Callable[[object], object], keepalive_interval: object = None
+    ) -> tuple[Callable[[object], object], object]:
+        return consume, keepalive_interval
+
+    try:
+        return refuse(self, *args, **kwargs)
+    except psycopg2.ProgrammingError:
+        if self.connection.async_:
+            raise
+        consume, interval = bind(*args, **kwargs)
+    state = _state(self)
+    _check(self, state, interval)
+    if interval:
+        state.status_interval.set(interval)
+    state.consuming = -1
+    try:
+        _consume(self, state, consume)
+    finally:
+        state.consuming = 0
+
+
+def _check(self: ReplicationCursor, state: _State, interval: Any) -> None:  # noqa: ANN401
+    """Raise what psycopg2 raises before it begins to consume."""
+    msg = None
+    if interval is not None and not isinstance(interval, int | float):
+        msg = "keepalive_interval must be int or float"
+    elif interval is not None and interval < 1:
+        msg = "keepalive_interval must be >= 1 (sec)"
+    elif state.consuming:
+        msg = "consume_stream cannot be used when already in the consume loop"
+    elif not _is_replicating(self.connection):
+        msg = "consume_stream: not replicating, call start_replication first"
+    if msg:
+        raise psycopg2.ProgrammingError(msg)
+
+
+def _is_replicating(conn: connection) -> bool:
+    libpq = library()
+    result = libpq.PQgetResult(conn.pgconn_ptr)
+    status = libpq.PQresultStatus(result)
+    libpq.PQclear(result)
+    return bool(status == COPY_BOTH)
+
+
+def _consume(
+    self: ReplicationCursor, state: _State, consume: Callable[[object], object]
+) -> None:
+    """Call *consume* with each message, until it raises."""
+    turn = monotonic() + SLICE
+    while True:
+        message = self.read_message()
+        if message is not None:
+            consume(message)
+            if monotonic() < turn:
+                continue
+            seconds = 0.0
+        else:
+            due = state.last_feedback.get() + state.status_interval.get()
+            seconds = max(due - time(), 0.0)
+        _await_message(self.connection, seconds)
+        turn = monotonic() + SLICE
+
+
+def _await_message(conn: connection, seconds: float) -> None:
+    """Wait until there is something to read, or *seconds* have passed.
+
+    A native thread waits, since a wait callback has no end but an error.
+    """
+    fd = os.dup(conn.fileno())
+    reader, writer = os.pipe()
+    try:
+        in_thread(partial(_poll, fd, reader, seconds), partial(wait_readable, conn))
+    finally:
+        os.close(writer)  # the thread ends, if it has not
+
+
+def _poll(fd: int, reader: int, seconds: float) -> None:
+    """Wait until *fd* can be read, the other end of *reader* is closed, or time is up."""
+    poll = original("select", "poll")()
+    poll.register(fd, select.POLLIN)
+    poll.register(reader, select.POLLIN)
+    poll.poll(math.ceil(seconds * 1000))
+    os.close(fd)
+    os.close(reader)
+
+
+REPLACEMENTS = (_start, _read_message, _consume_stream)

@@ -1,0 +1,160 @@
+"""Large objects: as psycopg2 has them while it blocks, but cooperatively."""
+
+import psycopg2
+import pytest
+from psycopg2 import extensions
+
+import psycogreen
+
+LARGE = bytes(range(256)) * 80_000
+
+
+class Subclass(extensions.lobject):
+    """An application's own class of large objects."""
+
+    def __init__(self, *args):
+        """Take psycopg2's arguments."""
+        super().__init__(*args)
+        self.extra = "extra"
+
+
+def use(conn, path):
+    """Use the whole interface of a large object; return all that comes out."""
+    thing = conn.lobject(0, "wb", 0)
+    oid = thing.oid
+    seen = [thing.mode, thing.write(b"some data"), thing.tell(), thing.seek(-4, 2)]
+    seen += [thing.write("\u00fc"), thing.closed, thing.close(), thing.closed]
+    thing = conn.lobject(oid, "rb")
+    seen += [thing.read(4), thing.read(), thing.read(), thing.seek(2), thing.read(2)]
+    thing = conn.lobject(oid, "rt")
+    seen += [thing.mode, thing.seek(0), thing.read(5), thing.export(str(path))]
+    thing = conn.lobject(oid, "w")
+    seen += [thing.truncate(3), thing.truncate(), path.read_bytes()]
+    thing = conn.lobject(0, "r", 0, str(path), Subclass)
+    seen += [thing.read(), thing.extra, type(thing).__name__, thing.unlink()]
+    with pytest.raises(psycopg2.Error) as missing:
+        conn.lobject(oid=oid + 100_000, mode="n")
+        conn.lobject(oid=oid + 100_000)
+    seen += [type(missing.value), missing.value.pgcode, conn.status]
+    conn.rollback()
+    for arguments in (["x"], [0, 5], [0, "z"], [0, "r", 0, "/no/such/file"], [1, 2, 3]):
+        with pytest.raises(Exception) as wrong:  # noqa: PT011
+            conn.lobject(*arguments)
+        seen.append((type(wrong.value), str(wrong.value)))
+        conn.rollback()
+    thing = conn.lobject()
+    conn.commit()
+    with pytest.raises(psycopg2.ProgrammingError) as late:
+        thing.read()
+    conn.autocommit = True
+    with pytest.raises(psycopg2.ProgrammingError) as outside:
+        conn.lobject()
+    conn.autocommit = False
+    with pytest.raises(TypeError) as factory:
+        conn.lobject(lobject_factory=lambda *_: 5)
+    return [*seen, *(str(each.value) for each in (late, outside, factory))]
+
+
+def test_same_as_blocking(green, connect, tmp_path):
+    """What comes out is what comes out while psycopg2 blocks."""
+    with psycogreen.blocking():
+        expected = use(connect(), tmp_path / "expected")
+    assert use(connect(), tmp_path / "copy") == expected
+
+
+def test_large(green, conn):
+    """20 MB go in and out at once, and the loop goes on."""
+    thing = conn.lobject(mode="wb")
+    with green.ticking(1):
+        assert thing.write(LARGE) == len(LARGE)
+    thing.seek(0)
+    with green.ticking(1):
+        assert thing.read() == LARGE
+
+
+def test_beyond_2_gb(green, conn):
+    """Positions need more than 31 bits."""
+    far = 3 * 2**30
+    thing = conn.lobject(mode="wb")
+    assert thing.seek(far) == far
+    thing.write(b"end")
+    assert thing.tell() == far + 3
+    thing.truncate(far + 1)
+    thing.seek(far)
+    assert thing.read() == b"e"
+
+
+def test_between_queries(green, conn):
+    """Queries on the same connection, before and after, wait cooperatively."""
+    cursor = conn.cursor()
+    for _ in range(3):
+        thing = conn.lobject(mode="wb")
+        thing.write(b"x" * 100_000)
+        with green.ticking():
+            cursor.execute("select pg_sleep(0.05), %s", ["x" * 1_000_000])
+        thing.close()
+    conn.rollback()
+
+
+def test_other_ways_to_make_it(green, conn):
+    """An object that was made while psycopg2 blocks is cooperative from the next call."""
+    with psycogreen.blocking():
+        thing = conn.lobject(mode="wb")
+    assert thing.write(LARGE) == len(LARGE)
+    psycogreen.unpatch_psycopg()
+    thing.seek(0)
+    assert thing.read(5) == LARGE[:5]
+
+
+@pytest.mark.parametrize("how", ["timeout", "kill"])
+def test_interrupted(green, connect, how):
+    """A timeout or kill closes the connection; the loop does not stand still."""
+    conn, other = connect(), connect()
+    oid = conn.lobject(mode="wb").oid
+    conn.commit()
+    locking = other.cursor()
+    locking.execute("select lo_put(%s, 0, 'x')", [oid])
+    thing = conn.lobject(oid, "wb")
+    ended = []
+
+    def write():
+        try:
+            with green.Timeout(0.2 if how == "timeout" else 60):
+                thing.write(b"y")
+        except BaseException as ex:
+            ended.append(ex)
+            raise
+
+    task = green.spawn(write)
+    with green.ticking():
+        green.sleep(0.1)
+        if how == "kill":
+            green.kill(task)
+        while not ended:
+            green.sleep(0.01)
+    assert not isinstance(ended[0], psycopg2.Error)
+    assert conn.closed
+    other.rollback()
+
+
+def test_server_hangs_up(green, connect):
+    """The end of the session is an error, and closes the connection."""
+    conn, other = connect(), connect()
+    other.autocommit = True
+    thing = conn.lobject(mode="wb")
+    other.cursor().execute(
+        "select pg_terminate_backend(%s, 10000)", [conn.info.backend_pid]
+    )
+    with pytest.raises(psycopg2.OperationalError):
+        thing.write(LARGE)
+    assert conn.closed
+
+
+def test_two_at_once(green, conn):
+    """Calls of two greenlets on one connection take turns."""
+    things = [conn.lobject(mode="wb") for _ in range(2)]
+    tasks = [green.spawn(thing.write, LARGE) for thing in things]
+    assert [green.wait(task) for task in tasks] == [len(LARGE)] * 2
+    for thing in things:
+        thing.seek(0)
+        assert thing.read() == LARGE

@@ -1,0 +1,143 @@
+"""Replication: as psycopg2 does it while it blocks, but cooperatively."""
+
+import uuid
+
+import psycopg2
+import pytest
+from psycopg2 import extras
+
+import psycogreen
+
+
+class Stop(Exception):
+    """What a consumer ends the stream with."""
+
+
+@pytest.fixture
+def table(connect):
+    """A cursor, and a table to change."""
+    conn = connect()
+    conn.autocommit = True
+    cursor = conn.cursor()
+    cursor.execute("create table if not exists replicated (t text)")
+    return cursor
+
+
+@pytest.fixture
+def replicate(connect):
+    """Open a replication connection, with a slot that is dropped with it."""
+
+    def replicate():
+        conn = connect(connection_factory=extras.LogicalReplicationConnection)
+        cursor = conn.cursor()
+        slot = f"slot_{uuid.uuid4().hex}"
+        cursor.execute(
+            f"CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL test_decoding"
+        )
+        cursor.slot = slot
+        return cursor
+
+    return replicate
+
+
+def inserted(message):
+    """Return the text that a message says was inserted, if it does."""
+    _, found, text = message.payload.partition("INSERT: t[text]:'")
+    return text.rstrip("'") if found else None
+
+
+def test_consume_stream(green, table, replicate):
+    """Messages come while other greenlets run; what the consumer raises comes out."""
+    cursor = replicate()
+    cursor.start_replication(slot_name=cursor.slot, decode=True, status_interval=1)
+    seen = []
+
+    def consume(message):
+        assert message.cursor is cursor
+        assert message.data_start <= message.wal_end
+        if text := inserted(message):
+            seen.append(text)
+            message.cursor.send_feedback(flush_lsn=message.data_start)
+            green.sleep(0)
+        if len(seen) == 1003:
+            raise Stop
+
+    def insert():
+        for n in range(3):
+            table.execute("insert into replicated values (%s)", [str(n)])
+            green.sleep(0.05)
+        table.execute("insert into replicated select n from generate_series(1, 1000) n")
+
+    task = green.spawn(insert)
+    with green.ticking(), pytest.raises(Stop):
+        cursor.consume_stream(consume, keepalive_interval=1)
+    green.wait(task)
+    assert seen == ["0", "1", "2", *map(str, range(1, 1001))]
+
+
+def test_read_message(green, table, replicate):
+    """A message can be asked for, without a wait."""
+    cursor = replicate()
+    cursor.start_replication(slot_name=cursor.slot, decode=True)
+    table.execute("insert into replicated values ('one')")
+    texts = []
+    while "one" not in texts:
+        message = cursor.read_message()
+        if message is None:
+            green.sleep(0.01)
+        else:
+            texts.append(inserted(message))
+    assert cursor.io_timestamp > cursor.feedback_timestamp
+    assert cursor.wal_end
+
+
+def test_feedback_in_time(green, replicate, table):
+    """While nothing comes, the server hears from the consumer at each interval."""
+    cursor = replicate()
+    cursor.start_replication(slot_name=cursor.slot, status_interval=1)
+    task = green.spawn(cursor.consume_stream, lambda message: None)
+    replied = "select reply_time from pg_stat_replication where pid = %s"
+    times = set()
+    while len(times) < 3:
+        table.execute(replied, [cursor.connection.info.backend_pid])
+        times.update(table.fetchall())
+        green.sleep(0.05)
+    green.kill(task)
+
+
+def test_errors(green, replicate):
+    """What is wrong is refused in psycopg2's words."""
+    cursor = replicate()
+    with pytest.raises(psycopg2.ProgrammingError, match="call start_replication first"):
+        cursor.consume_stream(print)
+    with pytest.raises(psycopg2.ProgrammingError, match="status_interval must be >= 1"):
+        cursor.start_replication(slot_name=cursor.slot, status_interval=0.5)
+    with pytest.raises(psycopg2.errors.UndefinedObject):
+        cursor.start_replication(slot_name="missing")
+    with pytest.raises(TypeError):
+        cursor.start_replication_expert()
+    cursor = replicate()  # an error of the server has dropped the first one's slot
+    cursor.start_replication(slot_name=cursor.slot)
+    with pytest.raises(psycopg2.ProgrammingError, match="interval must be >= 1"):
+        cursor.consume_stream(print, keepalive_interval=0.5)
+    with pytest.raises(psycopg2.ProgrammingError, match="must be int or float"):
+        cursor.consume_stream(print, keepalive_interval="x")
+    cursor.close()
+    with pytest.raises(psycopg2.InterfaceError):
+        cursor.read_message()
+
+
+def test_interrupted(green, replicate):
+    """A Timeout around the loop ends it; nothing stands still."""
+    cursor = replicate()
+    cursor.start_replication(slot_name=cursor.slot)
+    with green.ticking(), pytest.raises(green.Timeout), green.Timeout(0.2):
+        cursor.consume_stream(lambda message: None)
+
+
+def test_steps_aside(green, replicate):
+    """Inside blocking() psycopg2's own is used."""
+    cursor = replicate()
+    with psycogreen.blocking():
+        cursor.start_replication(slot_name=cursor.slot)
+        assert cursor.read_message() is None or cursor.wal_end
