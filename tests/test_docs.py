@@ -21,9 +21,9 @@ GIVEN = {
 from gevent import monkey; monkey.patch_all()
 import psycogreen; psycogreen.patch_psycopg()
 import psycopg2
-conn = psycopg2.connect("")
-with psycogreen.blocking():
-    oid = conn.lobject().oid
+connection = psycopg2.connect("")
+cursor = connection.cursor()
+cursor.execute("create temporary table numbers (n int, name text)")
 """
 }
 
