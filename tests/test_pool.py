@@ -201,6 +201,7 @@ def test_as_new(run, process):
             (lambda conn: setattr(conn, "readonly", True), False),
             (lambda conn: setattr(conn, "autocommit", True)
              or conn.cursor("held", withhold=True).execute("select 1"), False),
+            (lambda conn: conn.reset(), True),
         ]
         import psycopg2.extras
         for n, (use, kept) in enumerate(uses):
@@ -273,11 +274,11 @@ def test_sizes_and_ages(run, process):
         loans = [pool.get() for _ in range(4)]
         for loan in loans: pool.put(loan)
         await_(lambda: pool.status().size == 2)
-        old = {session.conn.get_backend_pid() for session in pool._places.idle()}
+        old = {session.conn.get_backend_pid() for session in pool._keeper.places.idle()}
         ask("select count(pg_terminate_backend(pid)) from pg_stat_activity"
             " where application_name = 'pooled'")
         def replaced():
-            now = {session.conn.get_backend_pid() for session in pool._places.idle()}
+            now = {session.conn.get_backend_pid() for session in pool._keeper.places.idle()}
             return len(now) == 2 and not now & old
         await_(replaced)
         pool.close()
@@ -363,7 +364,7 @@ def test_killed(run, framework):
 
 @each_process
 def test_fork(run, process):
-    """A child has no part in its parent's connections, and may make its own pool."""
+    """A child has no part in its parent's connections, and begins with none."""
     run(
         process,
         """
@@ -371,15 +372,18 @@ def test_fork(run, process):
         warnings.simplefilter("ignore")
         pool = make()
         used, idle = pool.get(), pool.get()
+        pids = {used.conn.get_backend_pid(), idle.conn.get_backend_pid()}
         pool.put(idle)
         if not (pid := os.fork()):
             failed = 1
             try:
-                assert pool.closed and status() == []
+                assert status() == [] and pool.status().size == 0
                 pool.put(used)
-                mine = make()
-                with mine.connection() as conn:
-                    assert query(conn, "select 42") == (42,)
+                for _ in range(3):
+                    with pool.connection() as conn:
+                        assert query(conn, "select 42") == (42,)
+                        assert conn.get_backend_pid() not in pids
+                assert pool.status().size == 1
                 failed = 0
             finally:
                 os._exit(failed)
@@ -390,6 +394,210 @@ def test_fork(run, process):
     )
 
 
+def test_used_after_a_fork(run):
+    """A pool may be made before a fork and a monkey patch, and used after them."""
+    run(
+        "native",
+        """
+        pool = make(max_size=1, timeout=10)
+        if not (pid := os.fork()):
+            failed = 1
+            try:
+                from gevent import monkey; monkey.patch_all()
+                import psycogreen; psycogreen.patch_psycopg()
+                def work(n):
+                    with pool.connection() as conn:
+                        query(conn, "select pg_sleep(0.01)")
+                in_threads(work, range(5))
+                assert pool.status().in_use == 0
+                failed = 0
+            finally:
+                os._exit(failed)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        """,
+    )
+
+
+def test_asked_at_once(run):
+    """Several threads may ask at once whether a connection is alive."""
+    run(
+        "native",
+        """
+        import sys
+        sys.setswitchinterval(1e-6)
+        pool = make()
+        pool.put(pool.get())
+        [session] = pool._keeper.places.idle()
+        wrong = []
+        def ask_often(n):
+            try:
+                assert all(session.is_alive() for _ in range(5000))
+            except BaseException as ex:
+                wrong.append(ex)
+        in_threads(ask_often, range(3))
+        assert not wrong, wrong
+        """,
+    )
+
+
+@pytest.mark.parametrize("framework", ["gevent", "eventlet"])
+def test_interrupted(run, framework):
+    """Who is interrupted in a query gets that exception, not one about its connection."""
+    run(
+        framework,
+        f"from {framework} import Timeout"
+        + textwrap.dedent("""
+        pool = make(max_size=1)
+        try:
+            with Timeout(0.1), pool.connection() as conn:
+                query(conn, "select pg_sleep(60)")
+        except Timeout:
+            pass
+        else:
+            raise AssertionError
+        with pool.connection() as conn:
+            assert query(conn, "select 42") == (42,)
+        """),
+    )
+
+
+@pytest.mark.parametrize("framework", ["gevent", "eventlet"])
+def test_configure_interrupted(run, framework):
+    """A session that could not be configured counts until its process has ended."""
+    run(
+        framework,
+        f"from {framework} import Timeout"
+        + textwrap.dedent("""
+        psycogreen.unpatch_psycopg()
+        psycogreen.patch_psycopg(cancel_interrupted=False)
+        def configure(conn):
+            with Timeout(0.1):
+                query(conn, "select pg_sleep(1)")
+        pool = make(max_size=1, configure=configure)
+        for _ in range(2):
+            try:
+                pool.get()
+            except psycopg2.OperationalError as ex:
+                assert "interrupted by" in str(ex), ex
+            else:
+                raise AssertionError
+            assert ask(backends) <= 1
+        """),
+    )
+
+
+@each_process
+def test_configure_must_commit(run, process):
+    """What *configure* has set without a commit would be gone after the first use."""
+    run(
+        process,
+        """
+        def configure(conn):
+            query(conn, "set statement_timeout to 1234")
+        pool = make(max_size=1, configure=configure)
+        try:
+            pool.get()
+        except psycopg2.ProgrammingError as ex:
+            assert "must commit" in str(ex), ex
+        else:
+            raise AssertionError
+        await_(lambda: pool.status().size == 0)
+        """,
+    )
+
+
+@each_process
+def test_dropped_in_a_copy(run, process):
+    """The place of a connection that is dropped in the middle of a COPY comes back."""
+    run(
+        process,
+        """
+        pool = make(max_size=1)
+        loan = pool.get()
+        query(loan.conn, "create temp table t (a text)")
+        try:
+            query(loan.conn, "copy t from stdin")
+        except psycopg2.Error:
+            pass
+        pool.drop(loan)
+        await_(lambda: pool.status().size == 0)
+        assert ask(backends) == 0
+        """,
+    )
+
+
+@each_process
+def test_connection_factory(run, process):
+    """Connections may be of an own class, which chooses the class of its cursors."""
+    run(
+        process,
+        """
+        from psycopg2.extras import DictConnection, NamedTupleConnection, DictCursor
+        class Own(psycopg2.extensions.connection):
+            def cursor(self):
+                return psycopg2.extensions.cursor(self)
+        for factory in DictConnection, NamedTupleConnection, Own:
+            pool = make(max_size=1, connection_factory=factory)
+            with pool.connection() as conn:
+                assert isinstance(conn, factory)
+                with conn.cursor() as cursor:
+                    cursor.execute("select 42 as answer")
+                    row = cursor.fetchone()
+                    assert row[0] == 42 and cursor.connection is conn
+                    assert getattr(row, "answer", 42) == 42
+                if factory is DictConnection:
+                    assert row["answer"] == 42
+                    with conn.cursor("named") as cursor:
+                        cursor.execute("select 42 as answer")
+                        assert cursor.fetchone()["answer"] == 42
+                pid = conn.get_backend_pid()
+                query(conn, "set search_path to nowhere")
+            with pool.connection() as conn:
+                assert query(conn, "show search_path")[0] != "nowhere"
+                assert conn.get_backend_pid() == pid
+            pool.close()
+        """,
+    )
+
+
+@each_process
+def test_closed_meanwhile(run, process):
+    """A connection that is still being opened when the pool is closed is closed."""
+    run(
+        process,
+        """
+        begun, go_on = threading.Event(), threading.Event()
+        def configure(conn):
+            begun.set()
+            go_on.wait()
+        pool = make(max_size=1, configure=configure)
+        told = []
+        def work():
+            try:
+                pool.get()
+            except PoolClosed as ex:
+                told.append(ex)
+        waits = threading.Thread(target=work)
+        waits.start()
+        begun.wait()
+        pool.close()
+        waits.join()
+        assert len(told) == 1
+        go_on.set()
+        await_(lambda: pool.status().size == 0)
+        assert ask(backends) == 0
+        """,
+    )
+
+
+@pytest.mark.parametrize("timeout", [-1, float("inf"), float("nan")])
+def test_wrong_timeout(timeout):
+    """A *timeout* that would never end is refused."""
+    pool = Pool(lambda connection_factory: None)
+    with pytest.raises(ValueError, match=re.escape(f"timeout={timeout!r}")):
+        pool.get(timeout)
+
+
 STATEMENTS = {
     "select 1": False,
     "SELECT * FROM t FOR UPDATE": False,
@@ -397,6 +605,7 @@ STATEMENTS = {
     "/* a comment */ -- another\n  insert into t values (1)": False,
     "with x as (select 1) delete from t": False,
     "set local statement_timeout to 1": False,
+    "set transaction isolation level serializable": False,
     "declare x cursor for select 1": False,
     "set statement_timeout to 1": True,
     "reset all": True,

@@ -5,8 +5,11 @@ it is free, with an idle session or empty; or somebody has it, who uses, opens, 
 closes a session. So what is free says what is in use, and none can be lost by a count
 that went wrong.
 
-Threads need no lock here: each step is one operation of a `deque`, which is atomic.
-A greenlet cannot be killed between two of them, since it does not wait there.
+There is no lock. Each step is one operation of a `deque`, which is atomic, and what
+another thread may have changed before the next one is looked at again. A lock could
+not be held here: a destructor that the garbage collector runs in the middle may give
+back a connection itself. A greenlet cannot be killed between two steps, since it does
+not wait there.
 """
 
 from __future__ import annotations
@@ -51,15 +54,21 @@ class Places:
     ) -> None:
         """Have *count* places.
 
-        *open_session* is called with a place taken for it. It returns at once, and
-        ends with `release` or `fail`. *discard* is called with a session that is no
-        longer good; it returns at once, and ends with `release`.
+        *open_session* is called with a place taken for it. It returns at once; when it
+        is done, `opened` is called, and the place released. *discard* is called with a
+        session that is no longer good; it returns at once, and ends with `release`.
         """
         self._free: deque[Session | None] = deque([None] * count)
         self._waiters: deque[Waiter] = deque()
+        self._opening: deque[None] = deque()  # an entry for each session being opened
         self._open_session = open_session
         self._discard = discard
-        self.opening: deque[None] = deque()  # an entry for each session being opened
+        self._closed: Callable[[], Exception] | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody is served any more."""
+        return self._closed is not None
 
     def idle(self) -> list[Session]:
         """Return the idle sessions, the one that has been idle for longest first."""
@@ -136,50 +145,64 @@ class Places:
             self._free.append(session)
         self._serve()
 
-    def fail(self, error: Exception) -> None:
-        """Give back an empty place; who is the first in the queue gets *error*."""
+    def open_one(self) -> bool:
+        """Have a session opened; return ``False`` if no place is empty."""
+        if not self.claim(None):
+            return False
+        self._open()
+        return True
+
+    def opened(self) -> None:
+        """Note that a session is no longer being opened, whatever came of it."""
+        self._opening.pop()
+
+    def fail(self, error: Exception) -> bool:
+        """Raise *error* at the first in the queue; return whether anybody was there."""
         try:
             waiter = self._waiters.popleft()
         except IndexError:
-            pass
-        else:
-            waiter.error = error
-            waiter.served.release()
-        self.release(None)
+            return False
+        waiter.error = error
+        waiter.served.release()
+        return True
 
-    def fail_all(self, error: Callable[[], Exception]) -> None:
-        """Send away everybody in the queue, each with an *error* of its own."""
-        while self._waiters:
-            try:
-                waiter = self._waiters.popleft()
-            except IndexError:
-                break
-            waiter.error = error()
-            waiter.served.release()
+    def close(self, error: Callable[[], Exception]) -> None:
+        """Serve nobody any more: raise an *error* at each who waits, now or later.
+
+        Idle sessions are discarded, and any other one when its place is released.
+        """
+        self._closed = error
+        self._serve()
 
     def _serve(self) -> None:
         """Hand free sessions to those in the queue; have new ones opened for them."""
-        while self._waiters:
+        while self._waiters and not self._closed:
             try:
                 session = self._free.pop()
             except IndexError:
-                return  # the next one who releases a place comes here
+                break  # the next one who releases a place comes here
             if session is None:
                 if not self._open_for_waiters():
-                    return
-            elif not session.is_alive():
-                self._discard(session)
-            else:
+                    break
+            elif session.is_alive():
                 self._hand_over(session)
+            else:
+                self._discard(session)
+        if self._closed:
+            self._turn_away(self._closed)
 
     def _open_for_waiters(self) -> bool:
         """Use an empty place, just taken; return whether that may be worth repeating."""
-        if len(self.opening) < len(self._waiters):
-            self._open_session()
+        if len(self._opening) < len(self._waiters):
+            self._open()
             return True
         self._free.appendleft(None)
         # Another thread may have begun to wait before it could see the place.
-        return len(self.opening) < len(self._waiters)
+        return len(self._opening) < len(self._waiters)
+
+    def _open(self) -> None:
+        self._opening.append(None)
+        self._open_session()
 
     def _hand_over(self, session: Session) -> None:
         try:
@@ -189,3 +212,10 @@ class Places:
         else:
             waiter.session = session
             waiter.served.release()
+
+    def _turn_away(self, error: Callable[[], Exception]) -> None:
+        while self.fail(error()):
+            pass
+        for session in self.idle():
+            if self.claim(session):
+                self._discard(session)

@@ -8,6 +8,7 @@ import random
 import select
 import socket
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -16,9 +17,9 @@ from psycopg2.extensions import STATUS_READY, TRANSACTION_STATUS_IDLE
 from psycogreen._wait.native import original
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from psycogreen._pool.traces import WatchedConnection
+
+Configure = Callable[["WatchedConnection"], object]
 
 # What the server reports by itself when it changes, and psycopg2 relies on.
 _REPORTED = ("client_encoding", "DateStyle", "TimeZone", "session_authorization")
@@ -40,9 +41,20 @@ class Session:
         """Take over *conn*, to be used for about *lifetime* seconds."""
         self.conn = conn
         # Not all at once: those opened together would be replaced together.
-        self.expires = time.monotonic() + lifetime * random.uniform(0.95, 1)
-        self.idle_since = 0.0
+        self._expires = time.monotonic() + lifetime * random.uniform(0.95, 1)
+        self._socket = os.dup(conn.fileno())
+
+    def prepare(self, configure: Configure) -> None:
+        """Have *configure* set up the connection, and remember its state as the new one.
+
+        Raise `psycopg2.ProgrammingError` if that leaves it in a transaction.
+        """
+        conn = self.conn
+        configure(conn)
         self._new = self._state()
+        if self._new[0] != TRANSACTION_STATUS_IDLE:
+            msg = "configure has left a connection in a transaction: it must commit"
+            raise psycopg2.ProgrammingError(msg)
         self._autocommit = conn.autocommit
         self._cursor_factory = conn.cursor_factory
         self._casters = dict(conn.string_types)
@@ -51,9 +63,11 @@ class Session:
         modes = (conn.isolation_level, conn.readonly, conn.deferrable)
         self._needs_defaults = conn.autocommit and modes != (None, None, None)
         conn.traces = False
-        self._socket = os.dup(conn.fileno())
-        self._poll = original("select", "poll")()
-        self._poll.register(self._socket, select.POLLIN)
+        self.idle_since = time.monotonic()
+
+    def is_old(self) -> bool:
+        """Return whether it has lived for as long as it should."""
+        return self._expires < time.monotonic()
 
     def is_alive(self) -> bool:
         """Return whether the server has neither hung up nor spoken.
@@ -61,9 +75,12 @@ class Session:
         An idle server has nothing to say but that it ends, or that it was told to
         change its settings: in either case a new connection is better.
         """
-        return not self.conn.closed and not self._poll.poll(0)
+        # A poll object of its own: two threads may ask at once.
+        poll = original("select", "poll")()
+        poll.register(self._socket, select.POLLIN)
+        return not self.conn.closed and not poll.poll(0)
 
-    def renew(self, configure: Callable[[WatchedConnection], object]) -> bool:
+    def renew(self, configure: Configure) -> bool:
         """Bring the connection into the state of a new one; return whether it is.
 
         Wait for a query if it is in a transaction, and if a statement may have left
@@ -85,6 +102,7 @@ class Session:
             configure(conn)
             conn.traces = False
         self._restore()
+        self.idle_since = time.monotonic()
         return self._state() == self._new
 
     def _execute(self, statement: str) -> None:
@@ -134,7 +152,10 @@ class Session:
             if duplicate.family != socket.AF_UNIX:
                 _give_up_in_time(duplicate)
             with contextlib.suppress(OSError):
-                while duplicate.recv(4096):
+                # libpq's end of the socket is closed, but this one kept it open for
+                # the server, which may be in the middle of a message or of a COPY.
+                duplicate.shutdown(socket.SHUT_WR)
+                while duplicate.recv(65536):
                     pass
 
     def leave_to_parent(self) -> None:

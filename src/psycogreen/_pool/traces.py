@@ -20,7 +20,7 @@ from psycopg2.sql import Composable
 _HARMLESS = re.compile(
     r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*"
     r"(?:select|insert|update|delete|merge|with|values|table|explain|show|copy|fetch|move"
-    r"|close|savepoint|release|rollback|commit|lock|notify|set\s+(?:local|constraints)"
+    r"|close|savepoint|release|rollback|commit|lock|notify|set\s+(?:local|constraints|transaction)"
     r"|declare)\b",
     re.IGNORECASE | re.DOTALL,
 )
@@ -91,18 +91,35 @@ class WatchedConnection(connection):
         """Return a cursor as psycopg2 does, of a class that notes its statements."""
         given: Any = self.cursor_factory if cursor_factory is None else cursor_factory
         given = given or Cursor
-        if not isinstance(given, type):  # a function: nobody knows what it makes
-            self.traces = True
-            return super().cursor(name, given, withhold, scrollable)
-        made = super().cursor(name, _watched_cursor(given), withhold, scrollable)
+        if isinstance(given, type):
+            given = _watched_cursor(given)
+        made = super().cursor(name, given, withhold, scrollable)
         if name is not None and withhold:
             self.held += 1
+        return self.check(made)
+
+    def check(self, made: Cursor) -> Any:  # noqa: ANN401
+        """Return that cursor; note that it may do anything, if it is not watched."""
+        if not isinstance(made, _WatchedCursor):
+            self.traces = True
         return made
+
+    def reset(self) -> None:
+        """Reset the session as psycopg2 does: to another state than a new one's."""
+        self.traces = True
+        super().reset()
 
     def note(self, query: Any, by: Cursor) -> None:  # noqa: ANN401
         """Note what *query* may leave behind."""
         if not self.traces:
             self.traces = leaves_traces(_text(query, by))
+
+
+class _Checked:
+    """Comes before a class of connections that may make its cursors by itself."""
+
+    def cursor(self: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        return self.check(super().cursor(*arguments, **options))  # type: ignore[misc]
 
 
 def _text(query: Any, by: Cursor) -> str:  # noqa: ANN401
@@ -122,7 +139,8 @@ def watched(factory: Any) -> type[WatchedConnection]:  # noqa: ANN401
     if not isinstance(factory, type):
         msg = f"connection_factory={factory!r}: it must be a class of connections"
         raise TypeError(msg)
-    return type(factory.__name__, (WatchedConnection, factory), {})
+    # *factory* comes first: it may choose the class of the cursors.
+    return type(factory.__name__, (_Checked, factory, WatchedConnection), {})
 
 
 @cache

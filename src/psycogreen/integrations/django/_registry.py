@@ -6,6 +6,7 @@ import copy
 import threading
 from typing import TYPE_CHECKING, Any
 
+from psycogreen._wait import forks
 from psycogreen.pool import Pool, PoolStatus
 
 if TYPE_CHECKING:
@@ -107,3 +108,9 @@ def pool_status(alias: str = "default") -> PoolStatus | None:
     """
     pool = _pools.get(alias)
     return None if pool is None or pool.closed else pool.status()
+
+
+@forks.after_in_child
+def _after_fork() -> None:
+    """Make pools of its own, which may be monkey-patched where the parent was not."""
+    _pools.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 
+from psycogreen._pool.options import Options
 from psycogreen.integrations.django import _registry
 from psycogreen.integrations.django._registry import AliasPool, Borrowed
 from psycogreen.integrations.django.creation import DatabaseCreation
@@ -24,14 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DatabaseWrapper"]
 
-_OPTIONS = (
-    "min_size",
-    "max_size",
-    "timeout",
-    "max_lifetime",
-    "max_idle",
-    "max_waiting",
-)
+_OPTIONS = tuple(field.name for field in fields(Options))
 
 
 class DatabaseWrapper(postgresql.DatabaseWrapper):

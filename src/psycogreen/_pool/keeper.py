@@ -1,0 +1,185 @@
+"""The connections that a pool has in one process: opened, checked, replaced, closed.
+
+All of it happens in the background, in threads, which are greenlets where a framework
+has monkey-patched them. There nobody who asks for a connection can interrupt it.
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import psycopg2
+
+from psycogreen._pool.errors import PoolClosed
+from psycogreen._pool.options import Options
+from psycogreen._pool.places import Places
+from psycogreen._pool.sessions import Configure, Session
+
+logger = logging.getLogger("psycogreen")
+
+
+class Keeper:
+    """Keeps the connections of a pool, and the places that they are in."""
+
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[], Any],
+        configure: Configure,
+        options: Options,
+    ) -> None:
+        """Have no connection before the first is asked for.
+
+        *name* is the pool's. *connect* returns a new connection.
+        """
+        self._name = name
+        self._connect = connect
+        self._configure = configure
+        self._options = options
+        self.places = Places(options.max_size, self._open_soon, self.discard)
+        self._unused = [True]
+        self._ended: list[Any] = []  # the lock that the tender waits for
+
+    @property
+    def used(self) -> bool:
+        """Whether a connection was ever asked for."""
+        return not self._unused
+
+    def start(self) -> None:
+        """Begin to tend the connections. Does nothing the second time."""
+        if not self._unused:
+            return
+        try:
+            self._unused.pop()
+        except IndexError:
+            return  # another thread was first
+        # Made now: the pool itself may be from before the monkey patch.
+        ended = _thread.allocate_lock()
+        ended.acquire()
+        self._ended.append(ended)
+        _start(partial(self._tend, ended))
+
+    def stop(self) -> None:
+        """Close the idle connections now, and any other one when it comes back."""
+        self.places.close(self.closed_error)
+        for ended in self._ended:
+            ended.release()
+
+    def closed_error(self) -> PoolClosed:
+        """Return the error for those who ask a pool that was closed."""
+        return PoolClosed(f"pool {self._name!r} is closed")
+
+    def leave_to_parent(self) -> None:
+        """Let go of all connections, in a process that was just forked."""
+        for session in self.places.idle():
+            if self.places.claim(session):
+                session.leave_to_parent()
+        self.stop()
+
+    def size(self) -> int:
+        """Return how many connections there are, or are being opened or closed."""
+        return self._options.max_size - self.places.empty()
+
+    def in_use(self) -> int:
+        """Return how many of them are not idle."""
+        return self._options.max_size - self.places.free()
+
+    def take_back(self, session: Session) -> None:
+        """Make a session as new, for the next one who asks, or close it."""
+        try:
+            good = session.renew(self._configure) and not session.is_old()
+        except Exception as ex:  # noqa: BLE001
+            logger.warning("pool %r: a connection was not reset: %s", self._name, ex)
+            good = False
+        except BaseException:
+            self.discard(session)
+            raise
+        if good:
+            self.places.release(session)
+        else:
+            self.discard(session)
+
+    def discard(self, session: Session) -> None:
+        """Close a session; its place is free again once the server's process is gone."""
+        session.close()
+        if not _start(partial(self._await_end, session)):
+            self.places.release(None)
+
+    def _await_end(self, session: Session) -> None:
+        try:
+            session.await_end()
+        finally:
+            self.places.release(None)
+
+    def _open_soon(self) -> None:
+        """Open a session in the background.
+
+        Not in the greenlet that asks for it: that one may be killed, or give up, and
+        the server have a connection that nobody counts.
+        """
+        if not _start(self._open):
+            self._open()
+
+    def _open(self) -> None:
+        session = None
+        try:
+            session = Session(self._connect(), self._options.max_lifetime)
+            session.prepare(self._configure)
+        except BaseException as ex:  # noqa: BLE001
+            self.places.opened()
+            self._report(ex)
+            if session:
+                self.discard(session)
+            else:
+                self.places.release(None)
+        else:
+            self.places.opened()
+            self.places.release(session)
+
+    def _report(self, ex: BaseException) -> None:
+        """Tell the first in the queue why there is no connection."""
+        if not isinstance(ex, Exception):  # it is not the one who was killed
+            msg = f"opening a connection was interrupted by {ex!r}"
+            ex = psycopg2.OperationalError(msg)
+        if not self.places.fail(ex):
+            logger.warning("pool %r: cannot open a connection: %s", self._name, ex)
+
+    def _tend(self, ended: Any) -> None:  # noqa: ANN401
+        """Open what is missing and close what is too old, until the pool is closed."""
+        shortest = min(self._options.max_idle, self._options.max_lifetime)
+        interval = min(30.0, max(0.05, shortest / 10))
+        while not self.places.closed:
+            self._close_old()
+            self._open_missing()
+            ended.acquire(timeout=interval)
+
+    def _close_old(self) -> None:
+        now = time.monotonic()
+        more = self.size() - self._options.min_size
+        for session in self.places.idle():
+            unused = more > 0 and now - session.idle_since > self._options.max_idle
+            old = unused or session.is_old() or not session.is_alive()
+            if old and self.places.claim(session):
+                self.discard(session)
+                more -= 1
+
+    def _open_missing(self) -> None:
+        while self.size() < self._options.min_size and self.places.open_one():
+            pass
+
+
+def _start(function: Callable[[], None]) -> bool:
+    """Run *function* in the background, in a thread, which may be a greenlet.
+
+    Return ``False`` if none can be started: the interpreter shuts down.
+    """
+    try:
+        _thread.start_new_thread(function, ())
+    except RuntimeError:
+        return False
+    return True
