@@ -8,7 +8,7 @@ SOURCES = pyproject.toml setup.py \
     $(shell find src -type f -not -name '*.pyc' -not -path '*.egg-info/*')
 
 .PHONY: demo uwsgi test test-all walk test-matrix test-newest wheels faults docs lint format build clean \
-    bench instructions check-instructions record-instructions
+    sharing-table bench instructions check-instructions record-instructions
 
 demo: .venv/demo
 	PYTHONPATH=tools $(BIN)/python demo
@@ -44,6 +44,10 @@ wheels: .venv/wheels
 # Every fault, with psycogreen here and with 1.0.2: docs/faults-table.rst
 faults: .venv/test
 	PYTHONPATH=tests:tools $(BIN)/python -P tests/faults/table.py
+
+# What becomes of operations on a busy connection: docs/sharing-table.rst
+sharing-table: .venv/test
+	PYTHONPATH=tests:tools $(BIN)/python -P tests/sharing/table.py
 
 lint: .venv/test
 	$(BIN)/ruff check .

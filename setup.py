@@ -29,6 +29,11 @@ if sys.platform == "linux":
             "psycogreen._wait._speedups", sources, include_dirs=[headers]
         )
         extensions.append(speedups)
+        sources = ["src/psycogreen/_interface/_turns.c"]
+        turns = Extension(
+            "psycogreen._interface._turns", sources, include_dirs=[headers]
+        )
+        extensions.append(turns)
 for extension in extensions:
     extension.optional = True
 

@@ -9,7 +9,8 @@ import greenlet
 import pytest
 from conftest import TESTS
 
-SOURCE = TESTS.parent / "src" / "psycogreen" / "_wait" / "_speedups.c"
+PACKAGE = TESTS.parent / "src" / "psycogreen"
+SOURCES = ["_wait/_speedups.c", "_interface/_turns.c"]
 PRINT = """
 import psycogreen
 psycogreen.patch_psycopg("gevent")
@@ -57,8 +58,9 @@ def test_without_greenlet(python):
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler (cc)")
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("optimisation", ["-O0", "-O2"])
-def test_compiles_without_warnings(tmp_path, optimisation):
+def test_compiles_without_warnings(tmp_path, optimisation, source):
     """The C compiler has nothing to say."""
     # Methods take their own type for self, as everywhere in CPython.
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-cast-function-type"]
@@ -66,9 +68,9 @@ def test_compiles_without_warnings(tmp_path, optimisation):
     subprocess.run(
         [
             *("cc", *warnings, optimisation, "-fPIC", "-c"),
-            *("-o", str(tmp_path / "_speedups.o")),
+            *("-o", str(tmp_path / "object.o")),
             *(f"-I{folder}" for folder in headers),
-            str(SOURCE),
+            str(PACKAGE / source),
         ],
         check=True,
     )

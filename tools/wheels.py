@@ -20,7 +20,11 @@ from commands import run
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
-EXTENSIONS = ("psycogreen/_uwsgi/_ugreen.", "psycogreen/_wait/_speedups.")
+EXTENSIONS = (
+    "psycogreen/_interface/_turns.",
+    "psycogreen/_uwsgi/_ugreen.",
+    "psycogreen/_wait/_speedups.",
+)
 
 
 def main(arguments: list[str]) -> int:

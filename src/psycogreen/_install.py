@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -19,6 +20,7 @@ from psycogreen._errors import PatchConflict
 from psycogreen._interface import blocking, connecting, readback, replacing
 from psycogreen._uwsgi.engine import engine
 from psycogreen._wait import cancel, stats
+from psycogreen._wait.native import SocketWait
 from psycogreen._wait.stats import logger
 
 FRAMEWORKS = ("gevent", "eventlet", "uwsgi")
@@ -170,6 +172,10 @@ def status() -> Status:
 def install(
     callback: blocking.WaitCallback,
     *,
+    wait_socket: SocketWait,
+    in_hub: Callable[[], bool],
+    identify: Callable[[], int] | None = None,
+    threads: bool = True,
     resolve: connecting.Resolve | None,
     resolve_hosts: bool | None,
     cancel_interrupted: bool | None,
@@ -177,7 +183,11 @@ def install(
 ) -> None:
     """Install *callback*, one of psycogreen's own, as `patch_psycopg` says.
 
-    *resolve* looks up a host name; it is used if *resolve_hosts* says so.
+    *wait_socket* waits for other things than a query; *in_hub* returns whether the
+    caller is the loop itself, which must not wait; *identify* tells greenlets apart
+    where they are not greenlet's own; *threads* says whether native threads go on
+    while the framework waits. *resolve* looks up a host name; it is used if
+    *resolve_hosts* says so.
     """
     current = blocking.get_callback()
     wanted = _owner(callback, _OWN)
@@ -200,27 +210,33 @@ def install(
         connecting.install(resolve if resolve_hosts else None)
     if cancel_interrupted is not None:
         cancel.enabled = cancel_interrupted
-    replacing.install(_replacements())
+    # Not earlier: it imports greenlet.
+    from psycogreen._interface import (
+        cancelling,
+        copying,
+        largeobjects,
+        replication,
+        sharing,
+        turns,
+    )
+
+    turns.configure(wait_socket, in_hub, identify)
+    cancelling.configure(wait_socket if threads else None, in_hub)
+    # The last one of an attribute comes first when it is called: what takes a
+    # connection's turn comes after what uses the connection.
+    replacing.install(
+        [
+            *readback.REPLACEMENTS,
+            *copying.REPLACEMENTS,
+            *largeobjects.REPLACEMENTS,
+            *replication.REPLACEMENTS,
+            *cancelling.REPLACEMENTS,
+            *sharing.REPLACEMENTS,
+        ]
+    )
     if not installed:
         blocking.set_callback(callback)
         logger.info("%s wait callback installed", wanted)
-
-
-def _replacements() -> list[replacing.Replacement]:
-    """Return what is replaced in psycopg2's types.
-
-    The last one of an attribute comes first when it is called: what takes a
-    connection's turn comes after what uses the connection.
-    """
-    # Not earlier: it imports greenlet.
-    from psycogreen._interface import copying, largeobjects, replication
-
-    return [
-        *readback.REPLACEMENTS,
-        *copying.REPLACEMENTS,
-        *largeobjects.REPLACEMENTS,
-        *replication.REPLACEMENTS,
-    ]
 
 
 def _initial(option: str, given: bool | None) -> bool:

@@ -48,6 +48,8 @@ def patch_psycopg(
     """
     _install.install(
         eventlet_wait_callback,
+        wait_socket=_wait_socket,
+        in_hub=_in_hub,
         resolve=_resolve,
         resolve_hosts=resolve_hosts,
         cancel_interrupted=cancel_interrupted,
@@ -135,13 +137,12 @@ def _epoll_set() -> EpollSet | None:
 
 
 def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
-    hub = _existing_hub()
     # In the main thread eventlet makes a hub when it is first asked for. A native
     # thread that has none must not get one for being in a database's way.
-    if hub is None and not native.is_main_thread():
+    if _existing_hub() is None and not native.is_main_thread():
         native.wait_socket(fd, write=write, timeout=timeout)
         return
-    if hub is not None and hub.greenlet is getcurrent():
+    if _in_hub():
         wait_in_hub(fd, write=write, timeout=timeout)
         return
     before = forks.count
@@ -155,6 +156,11 @@ def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
             raise
     while before != forks.count:
         hubs.get_hub().switch()  # what it waited for is the parent process's
+
+
+def _in_hub() -> bool:
+    hub = _existing_hub()
+    return hub is not None and hub.greenlet is getcurrent()
 
 
 def _resolve(host: str) -> list[str]:

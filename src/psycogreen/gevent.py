@@ -47,6 +47,8 @@ def patch_psycopg(
     """
     _install.install(
         gevent_wait_callback,
+        wait_socket=_wait_socket,
+        in_hub=_in_hub,
         resolve=_resolve,
         resolve_hosts=resolve_hosts,
         cancel_interrupted=cancel_interrupted,
@@ -177,7 +179,7 @@ def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
     if not native.is_main_thread() if hub is None else _is_over(hub):
         native.wait_socket(fd, write=write, timeout=timeout)
         return
-    if hub is not None and gevent.getcurrent() is hub:
+    if _in_hub():
         wait_in_hub(fd, write=write, timeout=timeout)
         return
     before = forks.count
@@ -217,7 +219,11 @@ def _in_greenlet() -> bool:
     hub = _existing_hub()
     if hub is None:
         return native.is_main_thread()
-    return gevent.getcurrent() is not hub and not _is_over(hub)
+    return not _in_hub() and not _is_over(hub)
+
+
+def _in_hub() -> bool:
+    return _existing_hub() is gevent.getcurrent()
 
 
 @wait_callback(Framework(_wait_socket, _epoll_set))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial, wraps
 from math import ceil
+from threading import get_ident
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from psycopg2.extensions import get_wait_callback
@@ -34,6 +35,7 @@ except ModuleNotFoundError as ex:
     raise ImportError(msg, name="uwsgi") from ex
 
 from psycogreen._errors import wait_timeout
+from psycogreen._wait import native
 from psycogreen._wait.callback import Framework, wait_callback
 
 if TYPE_CHECKING:
@@ -68,6 +70,10 @@ def patch_psycopg(
     before = get_wait_callback()
     _install.install(
         uwsgi_wait_callback,
+        wait_socket=_wait_socket,
+        in_hub=_in_hub,
+        identify=_identify if engine.engine() == "ugreen" else None,
+        threads=False,
         resolve=None,
         resolve_hosts=False,
         cancel_interrupted=False,
@@ -180,6 +186,22 @@ def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
         _suspend_until_ready(fd, write=write, limit=0)
     else:
         _suspend_at_most(fd, write=write, timeout=timeout)
+
+
+def _in_hub() -> bool:
+    """Return whether the worker's only thread runs no request.
+
+    What it waits for there may need one of its requests to go on.
+    """
+    return not _found.in_request() and native.is_main_thread() and uwsgi.worker_id() > 0
+
+
+def _identify() -> int:
+    """Return a number that tells requests apart, and native threads.
+
+    uGreen's requests are no greenlets, but each has a socket of its own.
+    """
+    return 1 + uwsgi.connection_fd() if _found.in_request() else get_ident()
 
 
 def _suspend_at_most(fd: int, *, write: bool, timeout: float) -> None:

@@ -232,13 +232,55 @@ def test_silent_server(green, proxy, caplog, monkeypatch):
     assert f"port {proxy.port}" in record.getMessage()
 
 
+def through(proxy):
+    """Return a connection through the proxy."""
+    return psycopg2.connect(
+        f"host=127.0.0.1 port={proxy.port} user=postgres dbname=postgres"
+    )
+
+
+def test_asked_to_cancel_by_a_silent_server(green, proxy):
+    """connection.cancel() waits for the server alone: the loop goes on."""
+    conn = through(proxy)
+    task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
+    with green.ticking(20), pytest.raises(green.Timeout), green.Timeout(0.2):
+        conn.cancel()
+    assert proxy.held == 1
+    green.kill(task)
+
+
+def test_asked_to_cancel_and_refused(green, proxy):
+    """connection.cancel() raises what psycopg2's own raises."""
+    conn = through(proxy)
+    task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
+    green.sleep(0)
+    proxy.refuse()
+    with pytest.raises(psycopg2.OperationalError, match="failed"):
+        conn.cancel()
+    green.kill(task)
+
+
+def test_asked_to_cancel_in_the_hub_and_refused(green, proxy, caplog):
+    """Where nobody waits for the request, what goes wrong is logged."""
+    conn = through(proxy)
+    task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
+    green.sleep(0)
+    proxy.refuse()
+    green.call_in_hub(conn.cancel)
+    deadline = time.monotonic() + 10
+    while "connect() failed" not in caplog.text:
+        assert time.monotonic() < deadline
+        green.sleep(0.01)
+    green.kill(task)
+
+
 def test_failed_cancel_is_logged(green, conn, caplog, monkeypatch):
     """A cancel request that fails is logged, never raised."""
 
     def fail(conn):
         raise OSError(11, "no thread today")
 
-    monkeypatch.setattr(cancel, "_Request", fail)
+    monkeypatch.setattr(cancel, "CancelRequest", fail)
     with (
         caplog.at_level(logging.WARNING, "psycogreen"),
         pytest.raises(green.Timeout),

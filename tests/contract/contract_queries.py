@@ -250,17 +250,6 @@ def test_asynchronous_connection(green, dsn):
     conn.close()
 
 
-def test_busy_connection(green, conn):
-    """A second greenlet on a busy connection is told so, and the first goes on."""
-    cursor = conn.cursor()
-    task = green.spawn(cursor.execute, f"select 1, {SLEEP}")
-    green.sleep(0.02)
-    with pytest.raises(psycopg2.ProgrammingError, match="underway"):
-        conn.cursor().execute("select 2")
-    green.wait(task)
-    assert cursor.fetchone()[0] == 1
-
-
 def test_ssl_refused(green, dsn):
     """A server without SSL, when SSL is required, is an ordinary error."""
     with pytest.raises(psycopg2.OperationalError, match="SSL"):

@@ -1,10 +1,11 @@
-"""Ending a query on the server when its wait was interrupted here."""
+"""Ending a query on the server: when its wait was interrupted here, or on request."""
 
 from __future__ import annotations
 
 import atexit
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from psycogreen._errors import WaitTimeout
 from psycogreen._wait import forks, offload
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from psycogreen._wait.native import SocketWait
+
+T = TypeVar("T")
 
 CANCEL_WAIT = 1.0
 """Seconds that an interrupted wait goes on for its cancel request, at the most;
@@ -48,17 +51,12 @@ def cancel(
     try:
         if conn.async_:
             return
-        request = _Request(conn)
-        sent = offload.Call(request.send)
-        try:
-            offload.start(sent.run)
-        except BaseException:
-            request.drop()
-            raise
+        request = CancelRequest(conn)
+        sent = request.start(request.send_or_log)
         if not _is_kill(interruption):
             sent.wait(wait_socket, CANCEL_WAIT)
     except WaitTimeout:
-        request.log_failure(f"the server has not taken it within {CANCEL_WAIT:g} s")
+        request.log(f"the server has not taken it within {CANCEL_WAIT:g} s")
     except Exception as ex:  # noqa: BLE001
         logger.warning("cannot cancel an interrupted query: %s", ex)
 
@@ -69,7 +67,7 @@ def _is_kill(interruption: BaseException) -> bool:
     return "GreenletExit" in names
 
 
-class _Request:
+class CancelRequest:
     """A cancel request, by libpq's own functions.
 
     Not `connection.cancel()`, which keeps the GIL all the while that it waits
@@ -85,16 +83,29 @@ class _Request:
         self._request = self._libpq.PQgetCancel(pgconn(conn))
         _under_way.add(self)
 
-    def send(self) -> None:
-        """Send the request and wait for the server to take it; blocks."""
+    def start(self, send: Callable[[], T]) -> offload.Call[T]:
+        """Call *send*, one of the methods below, in a native thread."""
+        call = offload.Call(send)
+        try:
+            offload.start(call.run)
+        except BaseException:
+            self.drop()
+            raise
+        return call
+
+    def send(self) -> str:
+        """Send the request and wait for the server to take it; blocks.
+
+        Return what went wrong, or nothing.
+        """
         import ctypes
 
         error = ctypes.create_string_buffer(256)  # PQcancel()'s recommended size
         try:
             if self._libpq.PQcancel(self._request, error, len(error)):
                 totals.cancelled += 1
-            else:
-                self.log_failure(error.value.decode(errors="replace").strip())
+                return ""
+            return error.value.decode(errors="replace") or "unknown error"
         finally:
             self.drop()
 
@@ -103,7 +114,12 @@ class _Request:
         self._libpq.PQfreeCancel(self._request)
         _under_way.discard(self)
 
-    def log_failure(self, reason: str) -> None:
+    def send_or_log(self) -> None:
+        """Do the same, and log what went wrong."""
+        if reason := self.send():
+            self.log(reason.strip())
+
+    def log(self, reason: str) -> None:
         """Log why the query may still be running."""
         logger.warning(
             "cannot cancel the interrupted query of backend %d at %s port %d: %s",

@@ -1,0 +1,562 @@
+/* Whose turn it is on a connection, in C. Its twin in Python is turns_pure.py.
+
+   A turn is taken and given back for every query. So it costs little while nobody else
+   wants it: a node in a table, found by the connection's address. The methods that are
+   called for every query, or every row, take it here; the others do so in Python.
+
+   Everything here is done with the GIL held, and without a call of Python between the
+   first look at the table and the last change of it. Hence no other thread, destructor
+   or signal handler sees, or interrupts, a state in between.
+*/
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+#include <stdint.h>
+#include <unistd.h>
+
+/* See _speedups.c of the other room: nothing of its API is used but what has been in
+   the same place since 2.0. */
+#include <greenlet/greenlet.h>
+
+/* One that waits for its turn. */
+typedef struct Waiter {
+    struct Waiter *next;
+    void *caller;
+    int bell; /* a descriptor to write to when it has the turn; open meanwhile */
+} Waiter;
+
+typedef struct Turn {
+    struct Turn *next; /* in the same bucket */
+    PyObject *conn;    /* borrowed: whoever has the turn, or waits for it, holds it */
+    void *owner;       /* a greenlet, borrowed: it lives as long as its call */
+    Waiter *queue;
+} Turn;
+
+#define BUCKETS 1024
+
+static Turn *table[BUCKETS];
+static Turn *spare; /* nodes that are not in use, linked */
+
+static PyObject *on_taken; /* see configure() */
+static PyObject *identify; /* or NULL */
+
+
+/* ---- the table -------------------------------------------------------------- */
+
+static inline Turn **
+bucket_of(PyObject *conn)
+{
+    /* Objects lie 16 bytes apart at least. */
+    return &table[((uintptr_t)conn >> 4) % BUCKETS];
+}
+
+static inline Turn *
+find(PyObject *conn)
+{
+    Turn *turn = *bucket_of(conn);
+
+    while (turn && turn->conn != conn) {
+        turn = turn->next;
+    }
+    return turn;
+}
+
+/* Give a turn that nobody has to *owner*. Return 0, or -1 with an exception set. */
+static inline int
+add(PyObject *conn, void *owner)
+{
+    Turn **bucket = bucket_of(conn), *turn = spare;
+
+    if (turn) {
+        spare = turn->next;
+    }
+    else if (!(turn = PyMem_Malloc(sizeof(Turn)))) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    *turn = (Turn){*bucket, conn, owner, NULL};
+    *bucket = turn;
+    return 0;
+}
+
+static inline void
+remove_turn(Turn *turn)
+{
+    Turn **place = bucket_of(turn->conn);
+
+    while (*place != turn) {
+        place = &(*place)->next;
+    }
+    *place = turn->next;
+    turn->next = spare;
+    spare = turn;
+}
+
+
+/* ---- turns ------------------------------------------------------------------ */
+
+/* Return the greenlet that calls, which lives as long as it runs, or the number that is
+   given for it; NULL with an exception set. */
+static inline void *
+caller(void)
+{
+    PyObject *found = identify ? PyObject_CallNoArgs(identify)
+                               : (PyObject *)PyGreenlet_GetCurrent();
+    void *me = found && identify ? PyLong_AsVoidPtr(found) : found;
+
+    Py_XDECREF(found);
+    return me;
+}
+
+/* Return 1 if the turn was taken, 0 if it is the caller's already, -1 with an exception
+   set. */
+static inline int
+take_turn(PyObject *conn, void *me)
+{
+    Turn *turn = find(conn);
+    PyObject *result;
+    int mine;
+
+    if (!turn) {
+        return add(conn, me) < 0 ? -1 : 1;
+    }
+    mine = turn->owner == me;
+    result = PyObject_CallFunction(on_taken, "OO", conn, mine ? Py_True : Py_False);
+    if (!result) {
+        return -1;
+    }
+    Py_DECREF(result);
+    return !mine;
+}
+
+/* Give the turn to the first in the queue, and wake it. */
+static void Py_NO_INLINE
+hand_over(Turn *turn)
+{
+    static const uint64_t one = 1; /* what an eventfd takes; a pipe takes anything */
+    Waiter *first = turn->queue;
+
+    turn->queue = first->next;
+    turn->owner = first->caller;
+    /* It never blocks: nobody else writes there. */
+    if (write(first->bell, &one, sizeof(one)) < 0) {
+        perror("psycogreen: cannot wake a greenlet that waits for a connection");
+    }
+    PyMem_Free(first);
+}
+
+/* Nothing if the turn is another's: that of a caller that a fork has forgotten. Raise
+   nothing, and keep an exception that is set. */
+static inline void
+give_turn(PyObject *conn, void *me)
+{
+    Turn *turn = find(conn);
+
+    if (!turn || turn->owner != me) {
+        return;
+    }
+    if (turn->queue) {
+        hand_over(turn);
+    }
+    else {
+        remove_turn(turn);
+    }
+}
+
+/* Return where in the queue *me* is, or would be. */
+static Waiter **
+place_of(Turn *turn, void *me)
+{
+    Waiter **place = &turn->queue;
+
+    while (*place && (*place)->caller != me) {
+        place = &(*place)->next;
+    }
+    return place;
+}
+
+
+/* ---- turns, for Python ------------------------------------------------------ */
+
+PyDoc_STRVAR(take_doc,
+"take(conn)\n--\n\n"
+"Take the turn on *conn*, once it is free; return whether the caller has to give it\n"
+"back, which it has not if it had it already.");
+
+static PyObject *
+take(PyObject *Py_UNUSED(module), PyObject *conn)
+{
+    void *me = caller();
+    int taken = me ? take_turn(conn, me) : -1;
+
+    return taken < 0 ? NULL : PyBool_FromLong(taken);
+}
+
+PyDoc_STRVAR(give_doc,
+"give(conn)\n--\n\nGive back what `take` has taken. Nothing if it is not the caller's.");
+
+static PyObject *
+give(PyObject *Py_UNUSED(module), PyObject *conn)
+{
+    void *me = caller();
+
+    if (!me) {
+        return NULL;
+    }
+    give_turn(conn, me);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(enqueue_doc,
+"enqueue(conn, bell)\n--\n\n"
+"Return whether it is the caller's turn on *conn*; it is if it was nobody's.\n\n"
+"If not, the caller is in the queue from now on. *bell* is written to when it has\n"
+"to look again.");
+
+static PyObject *
+enqueue(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    void *me = caller();
+    PyObject *conn;
+    Waiter **place;
+    Turn *turn;
+    int bell;
+
+    if (!me || !PyArg_ParseTuple(args, "Oi:enqueue", &conn, &bell)) {
+        return NULL;
+    }
+    turn = find(conn);
+    if (!turn && add(conn, me) < 0) {
+        return NULL;
+    }
+    if (!turn || turn->owner == me) {
+        Py_RETURN_TRUE;
+    }
+    place = place_of(turn, me);
+    if (!*place) {
+        if (!(*place = PyMem_Malloc(sizeof(Waiter)))) {
+            return PyErr_NoMemory();
+        }
+        **place = (Waiter){NULL, me, bell};
+    }
+    Py_RETURN_FALSE;
+}
+
+PyDoc_STRVAR(dequeue_doc,
+"dequeue(conn)\n--\n\n"
+"Leave the queue for the turn on *conn*; give back the turn if it has come.");
+
+static PyObject *
+dequeue(PyObject *Py_UNUSED(module), PyObject *conn)
+{
+    void *me = caller();
+    Turn *turn = find(conn);
+    Waiter **place, *waiter;
+
+    if (!me) {
+        return NULL;
+    }
+    if (turn && *(place = place_of(turn, me))) {
+        waiter = *place;
+        *place = waiter->next;
+        PyMem_Free(waiter);
+    }
+    else {
+        give_turn(conn, me);
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(queued_doc,
+"queued()\n--\n\nReturn how many greenlets and threads wait for their turn.");
+
+static PyObject *
+queued(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    Py_ssize_t count = 0;
+
+    for (Turn **bucket = table; bucket < table + BUCKETS; bucket++) {
+        for (Turn *turn = *bucket; turn; turn = turn->next) {
+            for (Waiter *waiter = turn->queue; waiter; waiter = waiter->next) {
+                count++;
+            }
+        }
+    }
+    return PyLong_FromSsize_t(count);
+}
+
+PyDoc_STRVAR(forget_doc,
+"forget()\n--\n\nForget all turns and queues, in a child that was just forked.");
+
+static PyObject *
+forget(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    for (Turn **bucket = table; bucket < table + BUCKETS; bucket++) {
+        while (*bucket) {
+            Waiter *waiter = (*bucket)->queue, *next;
+            for (; waiter; waiter = next) {
+                next = waiter->next;
+                PyMem_Free(waiter);
+            }
+            remove_turn(*bucket);
+        }
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(configure_doc,
+"configure(on_taken, identify=None)\n--\n\n"
+"Set what is called when a turn is to be taken that somebody has: with the connection,\n"
+"and whether it is the caller's. It waits for the turn, or raises. *identify* returns a\n"
+"number for who calls, where that is not a greenlet.");
+
+static PyObject *
+configure(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *waiting, *identifying = Py_None;
+
+    if (!PyArg_ParseTuple(args, "O|O:configure", &waiting, &identifying)) {
+        return NULL;
+    }
+    Py_XSETREF(on_taken, Py_NewRef(waiting));
+    Py_XSETREF(identify, identifying == Py_None ? NULL : Py_NewRef(identifying));
+    Py_RETURN_NONE;
+}
+
+
+/* ---- psycopg2's methods ----------------------------------------------------- */
+
+/* What takes the place of a method is a descriptor of the same kind, with the same
+   flags: calling it costs no more, except for the turn. The function is not told the
+   method's name, so each method has a function of its own. */
+typedef struct {
+    const char *name;
+    int flags;
+    PyCFunction function;
+    PyMethodDef definition; /* of the descriptor */
+    PyCFunction original;
+} Method;
+
+/* Places in the structure of a cursor, as its members tell them. */
+static Py_ssize_t connection_of_cursor;
+static Py_ssize_t name_of_cursor;
+
+static inline int
+is_named(PyObject *cursor)
+{
+    return *(char **)((char *)cursor + name_of_cursor) != NULL;
+}
+
+static inline PyObject *
+call_original(Method *method, PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    if (method->flags & METH_KEYWORDS) {
+        PyCFunctionWithKeywords function =
+            (PyCFunctionWithKeywords)(void (*)(void))method->original;
+        return function(self, args, kwargs);
+    }
+    return method->original(self, args);
+}
+
+/* Not inlined: a row that is here already needs no turn, and no registers saved. */
+static PyObject *Py_NO_INLINE
+call_in_turn(Method *method, PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    PyObject *conn = *(PyObject **)((char *)self + connection_of_cursor);
+    PyObject *result = NULL;
+    void *me;
+    int taken;
+
+    if (!conn) { /* a cursor that was not initialised: psycopg2 says so */
+        return call_original(method, self, args, kwargs);
+    }
+    if (!(me = caller())) {
+        return NULL;
+    }
+    /* The cursor may get another connection, or be gone, while it waits. */
+    Py_INCREF(conn);
+    taken = take_turn(conn, me);
+    if (taken >= 0) {
+        result = call_original(method, self, args, kwargs);
+    }
+    if (taken > 0) {
+        give_turn(conn, me);
+    }
+    Py_DECREF(conn);
+    return result;
+}
+
+enum { EXECUTE, FETCHONE, FETCHMANY, FETCHALL, CLOSE, NEXT, METHODS };
+
+static Method methods[METHODS];
+
+static PyObject *
+execute(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    return call_in_turn(&methods[EXECUTE], self, args, kwargs);
+}
+
+static PyObject *
+fetchmany(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    return is_named(self) ? call_in_turn(&methods[FETCHMANY], self, args, kwargs)
+                          : call_original(&methods[FETCHMANY], self, args, kwargs);
+}
+
+/* The cursor's tp_iternext has no second argument: the original ignores it. */
+#define NAMED_ONLY(function, place)                                             \
+    static PyObject *function(PyObject *self, PyObject *Py_UNUSED(ignored))    \
+    {                                                                           \
+        return is_named(self) ? call_in_turn(&methods[place], self, NULL, NULL) \
+                              : methods[place].original(self, NULL);            \
+    }
+
+NAMED_ONLY(fetchone, FETCHONE)
+NAMED_ONLY(fetchall, FETCHALL)
+NAMED_ONLY(close_cursor, CLOSE)
+NAMED_ONLY(next_row, NEXT)
+
+#define WITH_ARGUMENTS(method, called) \
+    {.name = method,                   \
+     .flags = METH_VARARGS | METH_KEYWORDS, \
+     .function = (PyCFunction)(void (*)(void))called}
+
+static Method methods[METHODS] = {
+    [EXECUTE] = WITH_ARGUMENTS("execute", execute),
+    [FETCHONE] = {.name = "fetchone", .flags = METH_NOARGS, .function = fetchone},
+    [FETCHMANY] = WITH_ARGUMENTS("fetchmany", fetchmany),
+    [FETCHALL] = {.name = "fetchall", .flags = METH_NOARGS, .function = fetchall},
+    [CLOSE] = {.name = "close", .flags = METH_NOARGS, .function = close_cursor},
+    [NEXT] = {.name = "__next__", .function = next_row},
+};
+
+/* Return what stands for a method, NULL with an exception set, or without one if the
+   original is not what this module knows. */
+static PyObject *
+new_descriptor(Method *method, PyTypeObject *type, PyObject *original)
+{
+    if (Py_IS_TYPE(original, &PyWrapperDescr_Type) && !method->flags) {
+        PyWrapperDescrObject *wrapper = (PyWrapperDescrObject *)original;
+        method->original = (PyCFunction)(void (*)(void))wrapper->d_wrapped;
+        /* Of the same base: type.__setattr__() sets the slot itself to it. */
+        return PyDescr_NewWrapper(type, wrapper->d_base,
+                                  (void *)(uintptr_t)method->function);
+    }
+    if (Py_IS_TYPE(original, &PyMethodDescr_Type)) {
+        PyMethodDef *definition = ((PyMethodDescrObject *)original)->d_method;
+        if (definition->ml_flags == method->flags) {
+            method->original = definition->ml_meth;
+            method->definition = *definition;
+            method->definition.ml_meth = method->function;
+            return PyDescr_NewMethod(type, &method->definition);
+        }
+    }
+    return NULL;
+}
+
+PyDoc_STRVAR(taking_turn_doc,
+"taking_turn(type, name, original)\n--\n\n"
+"Return a descriptor that takes the turn and then does what *original* does.\n\n"
+"That is a method of the cursor's type. Return ``None`` for one that it is not known\n"
+"here how to call.");
+
+static PyObject *
+taking_turn(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyTypeObject *type;
+    PyObject *original, *found = NULL;
+    const char *name;
+
+    if (!PyArg_ParseTuple(args, "O!sO:taking_turn", &PyType_Type, &type, &name,
+                          &original)) {
+        return NULL;
+    }
+    for (Method *method = methods; method < methods + METHODS; method++) {
+        if (strcmp(method->name, name) == 0) {
+            found = new_descriptor(method, type, original);
+        }
+    }
+    return found || PyErr_Occurred() ? found : Py_NewRef(Py_None);
+}
+
+
+/* ---- the module ------------------------------------------------------------- */
+
+/* Py_T_STRING and Py_T_OBJECT have these names up to 3.11. */
+enum { MEMBER_STRING = T_STRING, MEMBER_OBJECT = T_OBJECT };
+
+/* Return the offset of a member of the cursor, or -1 with an exception set. */
+static Py_ssize_t
+offset_of(PyObject *cursor, const char *name, int type)
+{
+    PyObject *member = PyObject_GetAttrString(cursor, name);
+    Py_ssize_t offset = -1;
+
+    if (member && Py_IS_TYPE(member, &PyMemberDescr_Type) &&
+        ((PyMemberDescrObject *)member)->d_member->type == type) {
+        offset = ((PyMemberDescrObject *)member)->d_member->offset;
+    }
+    else if (member) {
+        PyErr_Format(PyExc_ImportError, "unexpected member of psycopg2's cursor: %R",
+                     member);
+    }
+    Py_XDECREF(member);
+    return offset;
+}
+
+static int
+module_exec(PyObject *Py_UNUSED(module))
+{
+    PyObject *extensions, *cursor;
+
+    PyGreenlet_Import();
+    if (!_PyGreenlet_API) {
+        return -1;
+    }
+    extensions = PyImport_ImportModule("psycopg2.extensions");
+    cursor = extensions ? PyObject_GetAttrString(extensions, "cursor") : NULL;
+    Py_XDECREF(extensions);
+    if (!cursor) {
+        return -1;
+    }
+    connection_of_cursor = offset_of(cursor, "connection", MEMBER_OBJECT);
+    name_of_cursor = PyErr_Occurred() ? -1 : offset_of(cursor, "name", MEMBER_STRING);
+    Py_DECREF(cursor);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyMethodDef module_methods[] = {
+    {"take", take, METH_O, take_doc},
+    {"give", give, METH_O, give_doc},
+    {"enqueue", enqueue, METH_VARARGS, enqueue_doc},
+    {"dequeue", dequeue, METH_O, dequeue_doc},
+    {"queued", queued, METH_NOARGS, queued_doc},
+    {"forget", forget, METH_NOARGS, forget_doc},
+    {"configure", configure, METH_VARARGS, configure_doc},
+    {"taking_turn", taking_turn, METH_VARARGS, taking_turn_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+#ifdef Py_mod_multiple_interpreters
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "psycogreen._interface._turns",
+    .m_doc = "Whose turn it is on a connection, in C. Its twin is turns_pure.py.",
+    .m_size = 0,
+    .m_methods = module_methods,
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC
+PyInit__turns(void)
+{
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,176 @@
+"""Connections shared by greenlets: what takes a connection's lock takes a turn first.
+
+With psycopg2's own methods a second greenlet would stop the thread, or be refused.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from psycopg2.extensions import connection, cursor
+
+from psycogreen._interface.replacing import Replacement
+from psycogreen._interface.turns import give, take, taking_turn
+
+_CONNECTION = (
+    "close",
+    "commit",
+    "reset",
+    "rollback",
+    "set_client_encoding",
+    "set_isolation_level",
+    "set_session",
+    "tpc_begin",
+    "tpc_commit",
+    "tpc_prepare",
+    "tpc_recover",
+    "tpc_rollback",
+)
+
+_ATTRIBUTES = ("autocommit", "deferrable", "isolation_level", "readonly")
+"""They take the lock when they are set."""
+
+_CURSOR = ("callproc", "copy_expert", "copy_from", "copy_to")
+
+# What asks the server if the cursor is a named one, and otherwise takes no lock.
+_NAMED_CURSOR = ("fetchmany", "scroll")
+_WITHOUT_ARGUMENTS = ("__next__", "close", "fetchall", "fetchone")
+
+Method = Callable[..., Any]
+
+# The type's own: what a subclass makes of the attribute is not what psycopg2 uses.
+_connection_of = vars(cursor)["connection"].__get__
+_name_of = vars(cursor)["name"].__get__
+
+
+def _of_connection(original: Method) -> Method:
+    @functools.wraps(original)
+    def method(self: connection, /, *args: object, **kwargs: object) -> object:
+        taken = take(self)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            if taken:
+                give(self)
+
+    return method
+
+
+def _attribute(original: Any) -> property:  # noqa: ANN401
+    set_in_turn = _of_connection(original.__set__)
+    return property(original.__get__, set_in_turn, doc=original.__doc__)
+
+
+def _of_cursor(original: Method) -> Method:
+    @functools.wraps(original)
+    def method(self: cursor, /, *args: object, **kwargs: object) -> object:
+        conn = _connection_of(self)
+        if conn is None:  # it was not initialised: psycopg2 says so
+            return original(self, *args, **kwargs)
+        taken = take(conn)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            if taken:
+                give(conn)
+
+    return method
+
+
+def _execute(original: Method) -> Method:
+    # The same, for every query where there is no C: to pack arguments takes longer.
+    @functools.wraps(original)
+    def execute(self: cursor, query: Any, vars: Any = None) -> Any:  # noqa: ANN401
+        conn = _connection_of(self)
+        if conn is None:
+            return original(self, query, vars)
+        taken = take(conn)
+        try:
+            return original(self, query, vars)
+        finally:
+            if taken:
+                give(conn)
+
+    return execute
+
+
+def _of_named_cursor(original: Method) -> Method:
+    in_turn = _of_cursor(original)
+
+    @functools.wraps(original)
+    def method(self: cursor, /, *args: object, **kwargs: object) -> object:
+        if _name_of(self) is None:
+            return original(self, *args, **kwargs)
+        return in_turn(self, *args, **kwargs)
+
+    return method
+
+
+def _without_arguments(original: Method) -> Method:
+    # The same, for every row.
+    in_turn = _of_cursor(original)
+
+    @functools.wraps(original)
+    def method(self: cursor) -> object:
+        return (original if _name_of(self) is None else in_turn)(self)
+
+    return method
+
+
+class _Rows:
+    """The rows of an ``executemany()``: others may have a turn before each.
+
+    In threads, too, the lock is free while the application makes the next row.
+    """
+
+    def __init__(self, conn: connection, rows: Any) -> None:  # noqa: ANN401
+        self._conn = conn
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[object]:
+        return self._in_turn(iter(self._rows))
+
+    def _in_turn(self, rows: Iterator[object]) -> Iterator[object]:
+        while True:
+            give(self._conn)
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            take(self._conn)
+            yield row
+
+
+def _executemany(original: Method) -> Method:
+    @functools.wraps(original)
+    def executemany(self: cursor, query: object, vars_list: object) -> Any:  # noqa: ANN401
+        conn = _connection_of(self)
+        taken = conn is not None and take(conn)
+        try:
+            return original(self, query, _Rows(conn, vars_list) if taken else vars_list)
+        finally:
+            if taken:
+                give(conn)
+
+    return executemany
+
+
+def _replacement(cls: type, name: str, make: Callable[[Any], Any]) -> Replacement:
+    def in_turn(original: Any) -> Any:  # noqa: ANN401
+        return taking_turn(cls, name, original) or make(original)
+
+    return Replacement(cls, name, in_turn if cls is cursor else make)
+
+
+REPLACEMENTS = [
+    *(_replacement(connection, name, _of_connection) for name in _CONNECTION),
+    *(_replacement(connection, name, _attribute) for name in _ATTRIBUTES),
+    *(_replacement(cursor, name, _of_cursor) for name in _CURSOR),
+    *(_replacement(cursor, name, _of_named_cursor) for name in _NAMED_CURSOR),
+    *(_replacement(cursor, name, _without_arguments) for name in _WITHOUT_ARGUMENTS),
+    _replacement(cursor, "execute", _execute),
+    _replacement(cursor, "executemany", _executemany),
+]
+"""What takes a turn. To be installed after what it is to take the turn for."""

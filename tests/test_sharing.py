@@ -1,0 +1,55 @@
+"""Connections that several greenlets share, as several threads may."""
+
+import json
+import os
+import random
+
+import pytest
+from conftest import TESTS, environment
+from sharing import table
+
+BACKENDS = ["gevent-libev", "eventlet-epolls", "gevent-pure"]
+STORM = TESTS / "sharing" / "storm.py"
+ENDED = ("_ask", "_commit", "_roll_back", "_close", "kills", "timeouts", "closed")
+
+
+@pytest.fixture(scope="module")
+def outcomes(server):
+    """What became of each operation, in threads and in greenlets."""
+    return table.outcomes({**os.environ, **environment(server)})
+
+
+def test_as_in_threads(outcomes):
+    """What becomes of an operation during another's query is the same as in threads."""
+    threads = outcomes["threads"]
+    assert len(threads) >= 25
+    for how in table.HOW:
+        assert outcomes[how] == threads
+
+
+def test_table(outcomes):
+    """The table in docs/faults.rst is what was found."""
+    assert table.TABLE.read_text() == table.text(outcomes), "run: make sharing-table"
+
+
+def go_through_storm(python, backend, seconds):
+    """Return what was done in a storm; check that nothing was wrong."""
+    seed = random.randrange(10**9)
+    output = python(STORM, backend, str(seconds), str(seed), timeout=seconds + 200)
+    report = json.loads(output.splitlines()[-1])
+    assert not report["wrong"], (seed, report)
+    return report["counts"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_storm(python, backend):
+    """In a storm every answer is its own, nothing is frozen, nothing is left."""
+    assert go_through_storm(python, backend, 3)["_ask"] > 10
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_long_storm(python, backend):
+    """Nor in one that lasts a minute, in which all of that happens."""
+    counts = go_through_storm(python, backend, 60)
+    assert all(counts[name] for name in ENDED), counts
