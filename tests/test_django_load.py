@@ -42,8 +42,12 @@ from django.http import HttpResponse
 from django.urls import path
 from psycogreen.integrations.django import pool_status
 
+LOCKED = 1  # the milliseconds of a request that waits for a lock before
+
 def view(request, milliseconds):
     with transaction.atomic(), connection.cursor() as cursor:
+        if milliseconds == LOCKED:
+            cursor.execute("select pg_advisory_xact_lock_shared(1)")
         cursor.execute("select 42, pg_sleep(%s)", [milliseconds / 1000])
         return HttpResponse(str(cursor.fetchone()[0]))
 
@@ -103,7 +107,7 @@ RESTART = """
 good, bad, running = [], [], True
 def client():
     while running:
-        (good if request(1) else bad).append(time.monotonic())
+        (good if request(2) else bad).append(time.monotonic())
         time.sleep(0.001)
 clients = [gevent.spawn(client) for _ in range(CLIENTS)]
 await_(lambda: len(good) > CLIENTS)
@@ -154,11 +158,24 @@ check_rest()
 """
 
 EXHAUSTED = """
-answers = [gevent.spawn(request, 4000) for _ in range(CLIENTS)]
-gevent.joinall(answers, timeout=60, raise_error=True)
-good = sum(answer.value for answer in answers)
-assert SIZE <= good < CLIENTS, good
-assert good + pool_status().timed_out == CLIENTS, (good, pool_status())
+holder = psycopg2.connect(os.environ["DSN"])
+holder.cursor().execute("select pg_advisory_lock(1)")
+
+def blocked():
+    with holder.cursor() as cursor:
+        cursor.execute("select count(*) from pg_locks where not granted")
+        return cursor.fetchone()[0]
+
+served = [gevent.spawn(request, LOCKED) for _ in range(SIZE)]
+await_(lambda: blocked() == SIZE)
+refused = [gevent.spawn(request, 0) for _ in range(CLIENTS - SIZE)]
+gevent.joinall(refused, timeout=60, raise_error=True)
+assert [each.value for each in refused] == [False] * (CLIENTS - SIZE)
+assert pool_status().timed_out == CLIENTS - SIZE, pool_status()
+assert pool_status().waiting == 0, pool_status()
+holder.close()
+gevent.joinall(served, timeout=60, raise_error=True)
+assert [each.value for each in served] == [True] * SIZE
 check_rest()
 """
 
@@ -192,7 +209,8 @@ def test_server_restarts(python, own_server, tmp_path, scale):
     program.write_text(COMMON + RESTART)
     env = variables(own_server)
     output = python(program, *arguments(scale), **env)
-    assert float(output.split()[-1]) < 5, output
+    # Far less on a quiet machine. With a pause before another attempt it would be more.
+    assert float(output.split()[-1]) < 15, output
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -205,8 +223,8 @@ def test_killed(python, own_server, tmp_path, scale):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_exhausted(python, own_server, tmp_path, scale):
-    """Requests that wait too long fail; the others are served."""
+    """Requests that wait too long for a place fail; those that have one are served."""
     program = tmp_path / "exhausted.py"
     program.write_text(COMMON + EXHAUSTED)
-    # Those who find no connection at once give up before one is free again.
-    python(program, *arguments(scale), TIMEOUT="3", **variables(own_server))
+    # Seconds: long enough to open the connections on a busy machine.
+    python(program, *arguments(scale), TIMEOUT="8", **variables(own_server))
