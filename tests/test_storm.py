@@ -10,10 +10,3 @@ BACKENDS = ["gevent-libev", "gevent-pure", "eventlet-epolls", "eventlet-pure"]
 def test_short_storm(python, backend):
     """No wait is lost, no answer goes astray, and nothing is left."""
     python(TESTS / "storm.py", backend, "2")
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_long_storm(python, backend):
-    """Nor in a minute."""
-    python(TESTS / "storm.py", backend, "60", timeout=600)
