@@ -521,7 +521,7 @@ def test_dropped_in_a_copy(run, process):
             pass
         pool.drop(loan)
         await_(lambda: pool.status().size == 0)
-        assert ask(backends) == 0
+        await_(lambda: ask(backends) == 0)
         """,
     )
 

@@ -181,7 +181,8 @@ class Shell:
     @property
     def log(self):
         """What the server has printed."""
-        return (self._folder / "server.log").read_text()
+        log = self._folder / "server.log"
+        return log.read_text() if log.exists() else ""  # the shell makes it
 
     def await_log(self, text, timeout=60):
         """Wait until the server has printed *text*."""

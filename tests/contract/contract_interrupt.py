@@ -249,6 +249,7 @@ def test_asked_to_cancel_by_a_silent_server(green, proxy):
     green.kill(task)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_asked_to_cancel_and_refused(green, proxy):
     """connection.cancel() raises what psycopg2's own raises."""
     conn = through(proxy)
