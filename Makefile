@@ -65,7 +65,7 @@ bench: .venv/bench
 	PYTHONPATH=tools $(BIN)/python benchmarks/connecting.py
 
 # What a query and a connection cost, counted by valgrind. After a change that is meant
-# to make one dearer or cheaper, the figures that the check compares with are recorded anew.
+# to make one dearer or cheaper, record the figures that the check compares with.
 instructions: .venv/bench
 	$(BIN)/python benchmarks/instructions.py
 

@@ -90,7 +90,7 @@ def test_end_of_patience(dsn, active):
 
 
 def test_times():
-    """Whoever stops gunicorn waits for longer than gunicorn for its workers."""
+    """The service and the container wait longer than gunicorn waits for its workers."""
     arguments, service = of_systemd()
     patience = int(arguments[arguments.index("--graceful-timeout") + 1])
     assert patience < int(service["TimeoutStopSec"])

@@ -188,8 +188,8 @@ class Pool:
     def get(self, timeout: float | None = None) -> Loan:
         """Lend a connection; wait for one if need be, at most *timeout* seconds.
 
-        ``None`` is the pool's own limit, 0 is not to wait. Whoever calls this calls
-        `put` afterwards. Raise `PoolTimeout`, `TooManyRequests` or `PoolClosed`, or
+        ``None`` is the pool's own limit, 0 is not to wait. The caller has to
+        `put` the loan back. Raise `PoolTimeout`, `TooManyRequests` or `PoolClosed`, or
         what opening a connection has raised.
         """
         timeout = self._options.timeout if timeout is None else timeout

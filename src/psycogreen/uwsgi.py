@@ -221,7 +221,7 @@ def _suspend_until_ready(fd: int, *, write: bool, limit: int) -> None:
     # Both calls from C, so that nothing gets between them. Between two lines of
     # Python a signal handler may run, or the garbage collector a destructor, and
     # make a query: the end of its wait takes this one's descriptor, too, off
-    # uWSGI's list for the request, and the suspension would be for ever.
+    # uWSGI's list for the request, and the request would never be resumed.
     calls: list[Callable[[], object]] = [partial(wait_fd, fd, limit), _found.suspend]
     deque(map(operator.call, calls), maxlen=0)
 

@@ -164,16 +164,19 @@ class Proxy:
         self._server = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
         self._server.connect(("127.0.0.1", port))
         self._held = []
+        self._accepting = native.original("_thread", "allocate_lock")()
+        self._accepting.acquire()
         self.port = self._listener.getsockname()[1]
         native.start_thread(self._accept)
 
     def _accept(self):
-        client = self._hold()
-        native.start_thread(lambda: self._copy(client, self._server))
-        native.start_thread(lambda: self._copy(self._server, client))
         with suppress(OSError):
+            client = self._hold()
+            native.start_thread(lambda: self._copy(client, self._server))
+            native.start_thread(lambda: self._copy(self._server, client))
             while True:
                 self._hold()
+        self._accepting.release()
 
     def _hold(self):
         descriptor, _ = self._listener._accept()
@@ -197,8 +200,9 @@ class Proxy:
         self._listener.close()
 
     def close(self):
-        """End all connections."""
+        """End all connections, once no more are taken."""
         self.refuse()
+        self._accepting.acquire()
         for sock in [self._server, *self._held]:
             with suppress(OSError):
                 sock.shutdown(_socket.SHUT_RDWR)
@@ -249,7 +253,6 @@ def test_asked_to_cancel_by_a_silent_server(green, proxy):
     green.kill(task)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_asked_to_cancel_and_refused(green, proxy):
     """connection.cancel() raises what psycopg2's own raises."""
     conn = through(proxy)

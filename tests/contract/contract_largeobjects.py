@@ -1,5 +1,7 @@
 """Large objects: as psycopg2 has them while it blocks, but cooperatively."""
 
+import time
+
 import psycopg2
 import pytest
 from psycopg2 import extensions
@@ -106,15 +108,60 @@ def test_other_ways_to_make_it(green, conn):
     assert thing.read(5) == LARGE[:5]
 
 
-@pytest.mark.parametrize("how", ["timeout", "kill"])
-def test_interrupted(green, connect, how):
-    """A timeout or kill closes the connection; the loop does not stand still."""
+@pytest.fixture
+def locked(connect):
+    """A large object to write to, with the connection that keeps it from being written."""
     conn, other = connect(), connect()
     oid = conn.lobject(mode="wb").oid
     conn.commit()
-    locking = other.cursor()
-    locking.execute("select lo_put(%s, 0, 'x')", [oid])
-    thing = conn.lobject(oid, "wb")
+    other.cursor().execute("select lo_put(%s, 0, 'x')", [oid])
+    return conn, conn.lobject(oid, "wb"), other
+
+
+def until_it_waits(green, conn, connect):
+    """Let others run until the server makes *conn* wait for a lock."""
+    query = "select count(*) from pg_locks where pid = %s and not granted"
+    watcher = connect()
+    watcher.autocommit = True
+    cursor = watcher.cursor()
+    deadline = time.monotonic() + 30
+    while True:
+        cursor.execute(query, [conn.info.backend_pid])
+        if cursor.fetchone()[0]:
+            return
+        assert time.monotonic() < deadline
+        green.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", ["commit", "rollback", "query", "large object"])
+def test_others_wait_their_turn(green, locked, connect, name):
+    """What another greenlet does with the connection waits for the call's end."""
+    conn, thing, other = locked
+
+    def use():
+        if name == "query":
+            cursor = conn.cursor()
+            cursor.execute("select 42")
+            return cursor.fetchone()[0]
+        if name == "large object":
+            return conn.lobject(mode="wb").write(b"other")
+        return getattr(conn, name)()
+
+    task = green.spawn(thing.write, b"data")
+    until_it_waits(green, conn, connect)
+    second = green.spawn(use)
+    with green.ticking():
+        green.sleep(0.1)
+    other.rollback()
+    assert green.wait(task) == 4
+    assert green.wait(second) == {"query": 42, "large object": 5}.get(name)
+    conn.rollback()
+
+
+@pytest.mark.parametrize("how", ["timeout", "kill"])
+def test_interrupted(green, locked, how):
+    """A timeout or kill closes the connection; the loop does not stand still."""
+    conn, thing, other = locked
     ended = []
 
     def write():

@@ -479,7 +479,7 @@ def test_native_thread_waits(green, busy):
 
 
 def test_native_threads_and_greenlets(green, conn):
-    """Each has its own answers, whoever else is at it."""
+    """Each gets its own answers while greenlets and threads use the connection."""
     wrong, done = [], []
 
     def work(name, queries):

@@ -3,9 +3,9 @@
 Not a way to run a database: everything in it is gone when it stops.
 
 The server belongs to a *keeper*, a process of its own (this module run as a
-program) that waits for the end of its standard input. Whoever starts it holds
-the other end of that pipe, so the server stops when its owner does, however
-the owner ends.
+program) that waits for the end of its standard input. Its owner holds
+the other end of that pipe, so the server stops when the owner ends, in
+whatever way.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ typedef struct Waiter {
 
 typedef struct Turn {
     struct Turn *next; /* in the same bucket */
-    PyObject *conn;    /* borrowed: whoever has the turn, or waits for it, holds it */
+    PyObject *conn;    /* borrowed: its owner and those that wait hold it */
     void *owner;       /* a greenlet, borrowed: it lives as long as its call */
     Waiter *queue;
 } Turn;

@@ -1,7 +1,7 @@
 """Connecting without a stall: names resolved off the loop, silent hosts left.
 
 libpq resolves host names inside its first call, which blocks the thread. And it
-leaves ``connect_timeout`` to whoever polls, with no way to tell it to go on to the
+leaves ``connect_timeout`` to the code that polls, with no way to tell it to go on to the
 next host. Both are done here, around the function that `psycopg2.connect` calls.
 """
 

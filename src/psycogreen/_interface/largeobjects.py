@@ -3,7 +3,8 @@
 libpq's functions for large objects block, and are of no use on a connection that does
 not: they fail on what does not fit into the socket's buffer. So the connection is made
 a blocking one for each call, and the call is made in a native thread, which holds the
-connection's lock meanwhile. What comes out is what psycopg2 makes of it.
+connection's lock meanwhile. Hence the call takes the connection's turn. What comes out
+is what psycopg2 makes of it.
 """
 
 from __future__ import annotations
@@ -30,16 +31,12 @@ from psycogreen._errors import WaitTimeout
 from psycogreen._interface.libpq import library
 from psycogreen._interface.members import first_object
 from psycogreen._interface.replacing import Replacement, method
+from psycogreen._interface.turns import give, take
 from psycogreen._wait import native
 from psycogreen._wait.cancel import CANCEL_WAIT, cancel
 from psycogreen._wait.offload import in_thread
 
 _OID = 0xFFFFFFFF
-
-
-_calls: dict[int, tuple[int, int]] = {}
-"""How many calls are under way, and whether the connection does not block otherwise, by
-the connection's `id`. Those that share a connection wait for its lock in turn."""
 
 
 @method(connection, "lobject")
@@ -105,29 +102,26 @@ def _offloaded(name: str) -> Replacement:
 
 def _call(conn: connection, function: Callable[[], Any]) -> Any:  # noqa: ANN401
     """Return what *function* returns, which uses libpq's blocking functions."""
-    with _blocking(conn):
-        return in_thread(function, partial(_wait_for_thread, conn))
+    taken = take(conn)
+    try:
+        with _blocking(conn):
+            return in_thread(function, partial(_wait_for_thread, conn))
+    finally:
+        if taken:
+            give(conn)
 
 
 @contextmanager
 def _blocking(conn: connection) -> Iterator[None]:
-    """Make *conn* a blocking one, as long as any call needs it to be."""
+    """Make *conn* a blocking one."""
     libpq = library()
-    if id(conn) in _calls:
-        calls, was_nonblocking = _calls[id(conn)]
-    else:
-        calls, was_nonblocking = 0, libpq.PQisnonblocking(conn.pgconn_ptr)
-        libpq.PQsetnonblocking(conn.pgconn_ptr, 0)
-    _calls[id(conn)] = calls + 1, was_nonblocking
+    was_nonblocking = libpq.PQisnonblocking(conn.pgconn_ptr)
+    libpq.PQsetnonblocking(conn.pgconn_ptr, 0)
     try:
         yield
     finally:
-        calls, _ = _calls.pop(id(conn))
-        if calls > 1:
-            _calls[id(conn)] = calls - 1, was_nonblocking
-        else:
-            # It has no effect if the connection was closed meanwhile.
-            libpq.PQsetnonblocking(conn.pgconn_ptr, was_nonblocking)
+        # It has no effect if the connection was closed meanwhile.
+        libpq.PQsetnonblocking(conn.pgconn_ptr, was_nonblocking)
 
 
 def _wait_for_thread(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2.extensions import STATUS_READY, TRANSACTION_STATUS_IDLE
 
+from psycogreen._wait import forks
 from psycogreen._wait.native import original
 
 if TYPE_CHECKING:
@@ -164,9 +165,7 @@ class Session:
         The parent's server must not hear of it: the socket is exchanged before it
         is closed.
         """
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nowhere, self.conn.fileno(), inheritable=False)
-        os.close(nowhere)
+        forks.disconnect([self.conn.fileno()])
         os.close(self._socket)
         self.close()
 

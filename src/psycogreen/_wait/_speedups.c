@@ -542,8 +542,8 @@ release(State *state, Set *set)
 
 /* Let the hub run. A greenlet of the plain type does what hub.switch() would do if
    it switches there directly, provided that the hub's greenlet runs. The set, which
-   the entry in the caller's frame holds, holds the hub. Return what has been passed
-   by whoever switched back, or NULL with an exception set. */
+   the entry in the caller's frame holds, holds the hub. Return what was passed
+   with the switch back, or NULL with an exception set. */
 static PyObject *
 switch_from(Set *set, PyObject *current)
 {
@@ -570,7 +570,7 @@ switch_to_hub(State *state, Entry *entry)
     }
     set->waiting++;
     result = switch_from(set, entry->waiter);
-    /* Whoever switches back: poll() tells if it was in time. */
+    /* Any greenlet may switch back: poll() tells whether it was in time. */
     Py_CLEAR(entry->waiter);
     set->waiting--;
     status = result ? 0 : -1;

@@ -37,7 +37,7 @@ def cancel(
 
     Waits until the server has taken the request, but no longer than
     `CANCEL_WAIT`: psycopg2 closes the connection next, and a connection pooler
-    such as PgBouncer has no use for a request that comes after that.
+    such as PgBouncer ignores a request that comes after that.
 
     A kill is not made to wait. eventlet's returns to the killer as soon as the
     killed greenlet waits for anything; if the killer then closes the connection,

@@ -1,4 +1,4 @@
-"""``connect_timeout``, which libpq leaves to whoever polls a connection attempt."""
+"""``connect_timeout``, which libpq leaves to the code that polls."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
                 entry.waiter = current
                 epoll_set.waiting += 1
                 try:
-                    # Whoever switches back: poll() tells if it was in time.
+                    # Any greenlet may switch back: poll() tells whether it was in time.
                     if kind is epoll_set.plain and epoll_set.greenlet:
                         switch_to(epoll_set.greenlet)
                     else:
