@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from psycogreen import _install
 from psycogreen._requirements import require
@@ -20,6 +21,7 @@ require("gevent")
 import gevent.resolver.thread
 import gevent.socket
 from gevent._hub_local import get_hub_if_exists
+from gevent.exceptions import HubDestroyed
 
 from psycogreen._errors import WaitTimeout, wait_timeout
 from psycogreen._interface import lookups
@@ -80,7 +82,11 @@ class _Hub:
     def hold(self, epoll_set: Held) -> None:
         if _is_over(self._hub):
             raise HubGone
-        self._watcher.ref = True
+        try:
+            self._watcher.ref = True
+        except ValueError:  # the loop is destroyed, the hub is about to be
+            _destroyed.add(self._hub)
+            raise HubGone from None
         epoll_set.held = True
 
     def release(self, epoll_set: Held) -> None:
@@ -99,8 +105,13 @@ class _Hub:
         self._hub.loop.run_callback(function)
 
     def handle_error(self, error: BaseException) -> None:
+        # It has to end the loop. gevent stops the watcher out of which it comes, so
+        # that a destructor that queries before the hub is gone would wait forever.
+        if isinstance(error, HubDestroyed):
+            _destroyed.add(self._hub)
+            raise error
         # Not even what cannot be printed, since nobody reads stderr any more, may come
-        # out; but HubDestroyed, a GreenletExit, does.
+        # out.
         with contextlib.suppress(Exception):
             self._hub.handle_error(self, type(error), error, error.__traceback__)
 
@@ -136,9 +147,13 @@ class _LibuvHub(_Hub):
             epoll_set.held = False
 
 
+_destroyed: WeakSet[gevent.hub.Hub] = WeakSet()
+"""The hubs that `Hub.destroy()` has ended and may not have cleared up yet."""
+
+
 def _is_over(hub: gevent.hub.Hub) -> bool:
     """Return whether *hub* is destroyed, or about to be."""
-    return hub.dead or hub.loop is None
+    return hub.dead or hub.loop is None or hub in _destroyed
 
 
 def _end(watcher: Any) -> None:  # noqa: ANN401
