@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psycopg2.extensions import parse_dsn
-from ways import GEVENTPOOL
+from ways import CONNECTION_POOL, GEVENTPOOL
 
 # How many connections each pool may have.
 SIZE = 20
@@ -22,6 +22,8 @@ class DjangoWay:
     engine: str
     options: dict[str, Any] = field(default_factory=dict)
     """What is in OPTIONS."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """What else is in the entry of DATABASES."""
     max_age: int | None = 0
     """What CONN_MAX_AGE is."""
     folder: Path | None = None
@@ -35,6 +37,7 @@ class DjangoWay:
             "ENGINE": self.engine,
             "OPTIONS": self.options,
             "CONN_MAX_AGE": self.max_age,
+            **self.more,
             **{name: dsn[ours] for name, ours in names.items()},
         }
 
@@ -52,6 +55,12 @@ DJANGO_WAYS = {
         "django_db_geventpool.backends.postgresql_psycopg2",
         {"MAX_CONNS": SIZE, "REUSE_CONNS": SIZE},
         folder=GEVENTPOOL,
+    ),
+    "django-connection-pool": DjangoWay(
+        f"django-db-connection-pool, {SIZE}",
+        "dj_db_conn_pool.backends.postgresql",
+        more={"POOL_OPTIONS": {"POOL_SIZE": SIZE, "MAX_OVERFLOW": 0}},
+        folder=CONNECTION_POOL,
     ),
     "django-kept": DjangoWay(
         "a connection kept by each greenlet", _DJANGO, max_age=None

@@ -19,6 +19,7 @@ FORMER = OTHERS / "psycogreen-1.0.2"
 PSYCOPG3 = OTHERS / "psycopg-3"
 ASYNCPG = OTHERS / "asyncpg"
 GEVENTPOOL = OTHERS / "django-db-geventpool"
+CONNECTION_POOL = OTHERS / "django-db-connection-pool"
 
 Job = Callable[[], object]
 RunAll = Callable[[Sequence[Job]], object]
@@ -157,6 +158,7 @@ def fetch_others() -> None:
     _fetch(PSYCOPG3, "psycopg[binary]>=3.2")
     _fetch(ASYNCPG, "asyncpg", "uvloop")
     _fetch(GEVENTPOOL, "--no-deps", "django-db-geventpool")
+    _fetch(CONNECTION_POOL, "--no-deps", "django-db-connection-pool", "sqlparams")
 
 
 def _fetch(folder: Path, *what: str) -> None:
@@ -169,6 +171,7 @@ def fetched_versions() -> dict[str, str]:
     """Return the versions of the other drivers, as `fetch_others` installed them."""
     where = {"psycopg": PSYCOPG3, "asyncpg": ASYNCPG, "uvloop": ASYNCPG}
     where["django-db-geventpool"] = GEVENTPOOL
+    where["django-db-connection-pool"] = CONNECTION_POOL
     return {name: _version(name, folder) for name, folder in where.items()}
 
 

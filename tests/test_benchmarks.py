@@ -46,7 +46,13 @@ IN_THIS_PROCESS = {
     "asyncpg",
 }
 SERVED = {"gevent", "gevent-1.0.2", "threads"}
-DJANGO = {"django-pool", "django-geventpool", "django-kept", "django-fresh"}
+DJANGO = {
+    "django-pool",
+    "django-geventpool",
+    "django-connection-pool",
+    "django-kept",
+    "django-fresh",
+}
 SLEEPING = {"gevent", "gevent-1.0.2"}
 WAYS = {
     "cpu": IN_THIS_PROCESS,
