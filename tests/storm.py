@@ -17,7 +17,7 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from run import patch
@@ -26,7 +26,7 @@ patch(sys.argv[1])
 
 import frameworks
 import psycopg2
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 
 import psycogreen
 from psycogreen._wait import epoll, native
@@ -38,10 +38,15 @@ KINDS = [
     *("answers", "destructors", "weak references", "raw greenlets"),
     *("threads", "children", "exhaustions"),
 ]
+AGAIN = 0.01  # seconds
 PATIENCE = 60  # seconds, for the end of a single query on a slow machine
 
 psycogreen.patch_psycopg()
 green = frameworks.current()
+if green.name == "gevent":
+    from gevent import get_hub as loop
+else:
+    from eventlet.hubs import get_hub as loop
 parent = os.getpid()
 happened: Counter[str] = Counter()
 failures: list[str] = []
@@ -154,10 +159,41 @@ def litter() -> None:
 # ---- what goes on --------------------------------------------------------------
 
 
+def pause(seconds: float) -> None:
+    """Sleep, even if a destructor's wait is given the switch that ends it.
+
+    The collector may run a destructor after a framework's sleep() has started its timer
+    and before it has switched to the hub. The timer then switches to the wait in the
+    destructor, which goes on, and the sleep never ends. So this one fires again, until
+    the sleep has ended.
+    """
+    sleeper = getcurrent()
+    ended: list[bool] = []
+
+    def fire() -> None:
+        if not ended:
+            call_later(AGAIN, fire)
+            sleeper.switch()
+
+    call_later(seconds, fire)
+    try:
+        loop().switch()
+    finally:
+        ended.append(True)
+
+
+def call_later(seconds: float, function: Callable[[], object]) -> None:
+    """Let this thread's hub call a function after so many seconds."""
+    if green.name == "gevent":
+        loop().loop.timer(seconds).start(function)
+    else:
+        loop().schedule_call_global(seconds, function)
+
+
 def is_going(going: list[bool]) -> bool:
     """Return whether to go on; in a forked child, never return."""
     while os.getpid() != parent:
-        green.sleep(PATIENCE)
+        pause(PATIENCE)
     return bool(going)
 
 
@@ -191,7 +227,7 @@ def fail_raw(going: list[bool], conn: psycopg2.extensions.connection) -> None:
             if time.monotonic() > deadline:
                 failures.append("a raw greenlet's wait was lost")
                 return
-            green.sleep(0.005)
+            pause(0.005)
     conn.close()
 
 
@@ -201,8 +237,8 @@ def end_threads(going: list[bool]) -> None:
         ended: list[bool] = []
         native.start_thread(lambda ended=ended: thread(ended))
         while not ended:
-            green.sleep(0.005)
-        green.sleep(0.02)
+            pause(0.005)
+        pause(0.02)
 
 
 def thread(ended: list[bool]) -> None:
@@ -252,7 +288,7 @@ def fork(going: list[bool]) -> None:
     """Fork children that query with a loop and a connection of their own."""
     while is_going(going):
         if not descriptors.acquire(False):
-            green.sleep(0.005)
+            pause(0.005)
             continue
         pid = os.fork()
         if not pid:
@@ -264,11 +300,11 @@ def fork(going: list[bool]) -> None:
                 failures.append("a child does not end")
                 os.kill(pid, 9)
                 deadline += PATIENCE
-            green.sleep(0.01)
+            pause(0.01)
         if ended[1]:
             failures.append(f"a child ended with {ended[1]}")
         happened["children"] += 1
-        green.sleep(0.1)
+        pause(0.1)
 
 
 def child() -> None:
@@ -286,7 +322,7 @@ def exhaust(going: list[bool]) -> None:
     """Take all descriptors away while a set has to be replaced, and give them back."""
     while is_going(going):
         if not descriptors.acquire(False):
-            green.sleep(0.005)
+            pause(0.005)
             continue
         conn = connect()
         ask(conn)
@@ -298,15 +334,15 @@ def exhaust(going: list[bool]) -> None:
                     taken.append(open(os.devnull))  # noqa: SIM115
             # The server hangs up, which the duplicate tells from now on.
             conn.close()
-            green.sleep(0.02)
+            pause(0.02)
         finally:
             for file in taken:
                 file.close()
-            green.sleep(0.01)
+            pause(0.01)
             os.close(duplicate)
             descriptors.release()
         happened["exhaustions"] += 1
-        green.sleep(0.05)
+        pause(0.05)
 
 
 # ---- the storm -----------------------------------------------------------------
@@ -352,7 +388,7 @@ def storm(seconds: float) -> None:
             if lasted > seconds + PATIENCE:
                 failures.append("not everything has happened")
                 break
-            green.sleep(0.05)
+            pause(0.05)
     finally:
         going.clear()
         gc.set_threshold(*threshold)
@@ -383,7 +419,7 @@ def settle(before: dict[str, int]) -> list[str]:
         left = [what for what in now if now[what] > before[what]]
         if not left or time.monotonic() > deadline:
             return [f"{now[what]} {what} instead of {before[what]}" for what in left]
-        green.sleep(0.05)
+        pause(0.05)
 
 
 def main() -> None:
