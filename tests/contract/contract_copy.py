@@ -398,3 +398,34 @@ def test_refused_by_execute(green, table, sql, end):
         table.connection.rollback()
     table.execute("select 5")
     assert table.fetchone() == (5,)
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+@pytest.mark.parametrize("sql", ["copy copied to stdout", "copy copied from stdin"])
+def test_next_after_refused(green, connect, sql, autocommit):
+    """After execute() has refused a COPY, the next statement is as when psycopg2 blocks."""
+
+    def refuse():
+        conn = connect()
+        conn.autocommit = autocommit
+        cursor = conn.cursor()
+        cursor.execute("create temporary table copied (n int)")
+        cursor.execute("insert into copied select n from generate_series(1, 50000) n")
+
+        def error(method, *arguments):
+            try:
+                method(*arguments)
+            except psycopg2.Error as ex:
+                return type(ex)
+
+        return [
+            error(cursor.execute, sql),
+            error(cursor.executemany, sql, [()]),
+            error(cursor.execute, "select 5"),
+            error(cursor.execute, "select 5"),
+        ]
+
+    with psycogreen.blocking():
+        blocking = refuse()
+    assert blocking[0] is psycopg2.ProgrammingError
+    assert refuse() == blocking

@@ -289,6 +289,62 @@ def test_terminated(green, connect):
     assert conn.closed
 
 
+def use(method, *arguments):
+    """Return a function that calls a method of a cursor."""
+    return lambda cursor: getattr(cursor, method)(*arguments)
+
+
+def use_connection(method, *arguments):
+    """Return a function that calls a method of the cursor's connection."""
+    return lambda cursor: getattr(cursor.connection, method)(*arguments)
+
+
+USES = {
+    "execute": use("execute", "select 1"),
+    "executemany": use("executemany", "select %s", [(1,)]),
+    "callproc": use("callproc", "now"),
+    "fetchone": use("fetchone"),
+    "fetchmany": use("fetchmany"),
+    "fetchall": use("fetchall"),
+    "next": next,
+    "scroll": use("scroll", 1),
+    "close": use("close"),
+    "commit": use_connection("commit"),
+    "rollback": use_connection("rollback"),
+    "reset": use_connection("reset"),
+    "set_client_encoding": use_connection("set_client_encoding", "latin1"),
+}
+OF_NAMED = ("fetchone", "fetchmany", "fetchall", "next", "scroll", "close")
+STATES = ("idle", "in transaction", "autocommit")
+LOST = [
+    *((name, "in transaction") for name in OF_NAMED),
+    *((name, state) for name in USES if name not in OF_NAMED for state in STATES),
+]
+
+
+@pytest.mark.parametrize(("name", "state"), LOST)
+def test_error_of_an_ended_session(green, connect, name, state):
+    """It has the same class, pgerror, and cursor as when psycopg2 blocks."""
+
+    def fail():
+        conn, other = connect(), connect()
+        conn.autocommit = state == "autocommit"
+        cursor = conn.cursor("named" if name in OF_NAMED else None)
+        if state == "in transaction":
+            cursor.execute("select generate_series(1, 1000)")
+        pid = conn.info.backend_pid
+        other.cursor().execute("select pg_terminate_backend(%s, 10000)", (pid,))
+        try:
+            USES[name](cursor)
+        except psycopg2.Error as ex:
+            return type(ex), ex.pgerror == str(ex), ex.cursor is cursor, conn.closed
+        return conn.closed
+
+    with psycogreen.blocking():
+        blocking = fail()
+    assert fail() == blocking
+
+
 def test_isolation_level(green, connect):
     """Setting up a session waits in green mode too."""
     conn = connect()

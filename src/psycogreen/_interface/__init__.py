@@ -10,6 +10,6 @@ rows that the server sends; `largeobjects` calls psycopg2's own large objects in
 threads, and `replication` waits for a replication's messages. `replacing` replaces
 methods and attributes of psycopg2's C types, `members` reads and writes what they offer
 to read only, and `libpq` calls the libpq that psycopg2 uses. `sharing` lets the methods
-that use a connection take `turns` (in C: ``_turns.c``), and `cancelling` is
-``connection.cancel()``. This room uses `psycogreen._wait`, never the reverse.
+that use a connection take `turns` (in C: ``_turns.c``), `failures` completes what they
+raise, and `cancelling` is ``connection.cancel()``. This room uses `psycogreen._wait`, never the reverse.
 """

@@ -39,6 +39,7 @@ static Turn *table[BUCKETS];
 static Turn *spare; /* nodes that are not in use, linked */
 
 static PyObject *on_taken; /* see configure() */
+static PyObject *on_error; /* see taking_turn() */
 static PyObject *identify; /* or NULL */
 
 
@@ -359,6 +360,54 @@ call_original(Method *method, PyObject *self, PyObject *args, PyObject *kwargs)
     return method->original(self, args);
 }
 
+/* Return the exception that is set, a new reference, and clear it. */
+static PyObject *
+take_raised(void)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type, *value, *traceback;
+
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback) {
+        PyException_SetTraceback(value, traceback);
+    }
+    Py_DECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+#endif
+}
+
+/* Set an exception, whose reference is taken over, with the traceback that it has. */
+static void
+raise_again(PyObject *value)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    PyErr_SetRaisedException(value);
+#else
+    PyErr_Restore(Py_NewRef(Py_TYPE(value)), value, PyException_GetTraceback(value));
+#endif
+}
+
+/* Let what a method has raised be completed. It stays set, unless something interrupts
+   this: that takes its place. */
+static void Py_NO_INLINE
+complete(PyObject *cursor)
+{
+    PyObject *raised = take_raised();
+    PyObject *result = PyObject_CallFunctionObjArgs(on_error, cursor, raised, NULL);
+
+    if (result) {
+        Py_DECREF(result);
+        raise_again(raised);
+    }
+    else {
+        Py_DECREF(raised);
+    }
+}
+
 /* Not inlined: a row that is here already needs no turn, and no registers saved. */
 static PyObject *Py_NO_INLINE
 call_in_turn(Method *method, PyObject *self, PyObject *args, PyObject *kwargs)
@@ -379,6 +428,9 @@ call_in_turn(Method *method, PyObject *self, PyObject *args, PyObject *kwargs)
     taken = take_turn(conn, me);
     if (taken >= 0) {
         result = call_original(method, self, args, kwargs);
+        if (!result && PyErr_Occurred()) { /* without one, it was the last row */
+            complete(self);
+        }
     }
     if (taken > 0) {
         give_turn(conn, me);
@@ -456,22 +508,24 @@ new_descriptor(Method *method, PyTypeObject *type, PyObject *original)
 }
 
 PyDoc_STRVAR(taking_turn_doc,
-"taking_turn(type, name, original)\n--\n\n"
+"taking_turn(type, name, original, on_error)\n--\n\n"
 "Return a descriptor that takes the turn and then does what *original* does.\n\n"
 "That is a method of the cursor's type. Return ``None`` for one that it is not known\n"
-"here how to call.");
+"here how to call. *on_error* is called with the cursor and what a method raises, before\n"
+"the turn is given back; it is the same for all methods.");
 
 static PyObject *
 taking_turn(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyTypeObject *type;
-    PyObject *original, *found = NULL;
+    PyObject *original, *completing, *found = NULL;
     const char *name;
 
-    if (!PyArg_ParseTuple(args, "O!sO:taking_turn", &PyType_Type, &type, &name,
-                          &original)) {
+    if (!PyArg_ParseTuple(args, "O!sOO:taking_turn", &PyType_Type, &type, &name,
+                          &original, &completing)) {
         return NULL;
     }
+    Py_XSETREF(on_error, Py_NewRef(completing));
     for (Method *method = methods; method < methods + METHODS; method++) {
         if (strcmp(method->name, name) == 0) {
             found = new_descriptor(method, type, original);

@@ -1,6 +1,6 @@
 from collections.abc import Callable
 
-from psycopg2.extensions import connection
+from psycopg2.extensions import connection, cursor
 
 def take(conn: connection) -> bool: ...
 def give(conn: connection) -> None: ...
@@ -12,4 +12,9 @@ def configure(
     on_taken: Callable[[connection, bool], None],
     identify: Callable[[], int] | None = None,
 ) -> None: ...
-def taking_turn(type: type, name: str, original: object) -> object: ...
+def taking_turn(
+    type: type,
+    name: str,
+    original: object,
+    on_error: Callable[[cursor, BaseException], None],
+) -> object: ...

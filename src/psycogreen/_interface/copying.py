@@ -407,26 +407,18 @@ class _NoFile:
         raise _NotBytes
 
 
-def _ends_refused_copy(name: str) -> Replacement:
-    """Let a method of connections first end what ``execute("copy ...")`` has begun.
+def end_refused_copy(conn: connection) -> None:
+    """End the COPY that ``execute()`` of *conn* has refused, if there is one.
 
-    psycopg2 refuses to execute a COPY, but leaves it under way. While it blocks, libpq
-    ends it before the next statement; in green mode nobody does.
+    psycopg2 leaves it under way. While it blocks, libpq ends it before the next
+    statement; in green mode nobody does. Raise what the server says about its end.
     """
-
-    @method(connection, name)
-    def call(
-        original: Callable[..., object], self: connection, *args: object
-    ) -> object:
-        if (
-            not self.closed
-            and self.info.transaction_status == TRANSACTION_STATUS_ACTIVE
-            and not (self.async_ or self.isexecuting())
-        ):
-            _end_copy(self)
-        return original(self, *args)
-
-    return call
+    if (
+        not conn.closed
+        and conn.info.transaction_status == TRANSACTION_STATUS_ACTIVE
+        and not (conn.async_ or conn.isexecuting())
+    ):
+        _end_copy(conn)
 
 
 def _end_copy(conn: connection) -> None:
@@ -438,6 +430,22 @@ def _end_copy(conn: connection) -> None:
     finally:
         del twin.polls[id(conn)]
         copy.close()
+
+
+def _ends_refused_copy(name: str) -> Replacement:
+    """Let a method of connections first end a COPY that was refused in ``blocking()``.
+
+    Any other is ended at once, see `failures`.
+    """
+
+    @method(connection, name)
+    def call(
+        original: Callable[..., object], self: connection, *args: object
+    ) -> object:
+        end_refused_copy(self)
+        return original(self, *args)
+
+    return call
 
 
 REPLACEMENTS = (

@@ -11,6 +11,7 @@ from typing import Any
 
 from psycopg2.extensions import connection, cursor
 
+from psycogreen._interface import failures
 from psycogreen._interface.replacing import Replacement
 from psycogreen._interface.turns import give, take, taking_turn
 
@@ -51,6 +52,9 @@ def _of_connection(original: Method) -> Method:
         taken = take(self)
         try:
             return original(self, *args, **kwargs)
+        except BaseException as ex:
+            failures.after_connection(self, ex)
+            raise
         finally:
             if taken:
                 give(self)
@@ -72,6 +76,9 @@ def _of_cursor(original: Method) -> Method:
         taken = take(conn)
         try:
             return original(self, *args, **kwargs)
+        except BaseException as ex:
+            failures.after_cursor(self, ex)
+            raise
         finally:
             if taken:
                 give(conn)
@@ -89,6 +96,9 @@ def _execute(original: Method) -> Method:
         taken = take(conn)
         try:
             return original(self, query, vars)
+        except BaseException as ex:
+            failures.after_cursor(self, ex)
+            raise
         finally:
             if taken:
                 give(conn)
@@ -150,6 +160,9 @@ def _executemany(original: Method) -> Method:
         taken = conn is not None and take(conn)
         try:
             return original(self, query, _Rows(conn, vars_list) if taken else vars_list)
+        except BaseException as ex:
+            failures.after_cursor(self, ex)
+            raise
         finally:
             if taken:
                 give(conn)
@@ -159,7 +172,7 @@ def _executemany(original: Method) -> Method:
 
 def _replacement(cls: type, name: str, make: Callable[[Any], Any]) -> Replacement:
     def in_turn(original: Any) -> Any:  # noqa: ANN401
-        return taking_turn(cls, name, original) or make(original)
+        return taking_turn(cls, name, original, failures.after_cursor) or make(original)
 
     return Replacement(cls, name, in_turn if cls is cursor else make)
 

@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
-from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE, connection
+from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE, connection, cursor
 
 from psycogreen._wait import forks, native
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from psycogreen._wait.native import SocketWait
+
+OnError = Callable[[cursor, BaseException], None]
 
 SELF = (
     "cannot use the connection during a query of the same greenlet, which would wait "
@@ -61,9 +63,10 @@ give: Callable[[connection], None] = _twin.give
 queued: Callable[[], int] = _twin.queued
 """Return how many greenlets and threads wait for their turn."""
 
-taking_turn: Callable[[type, str, Any], Any] = _twin.taking_turn
+taking_turn: Callable[[type, str, Any, OnError], Any] = _twin.taking_turn
 """Return a descriptor that takes the turn for a method of the cursor's type, or
-``None`` for a method that is not known to the twin."""
+``None`` for a method that is not known to the twin. What the method raises is told to
+the last argument."""
 
 _wait_socket: SocketWait
 _in_hub: Callable[[], bool]

@@ -133,5 +133,5 @@ def forget() -> None:
     _turns.clear()
 
 
-def taking_turn(cls: type, name: str, original: object) -> None:
+def taking_turn(cls: type, name: str, original: object, on_error: object) -> None:
     """Know no method: what is in Python is written once, see `sharing`."""
