@@ -1,7 +1,7 @@
-"""gevent's way to psycogreen: what gevent calls when it has monkey-patched.
+"""The plugin that gevent calls after monkey-patching.
 
-Not part of the psycogreen package, whose import brings in psycopg2: every process
-that gevent patches loads this, in all environments that psycogreen is installed in.
+Every process that gevent patches loads this module, if psycogreen is installed. So it
+is not part of the psycogreen package, which imports psycopg2.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def patch_psycopg(event: object) -> None:
     if value and worker:
         from psycogreen.integrations._gunicorn import prepare_worker
 
-        # Not late if this was forked from a master that had been patched.
+        # It is not too late if this process was forked from a patched master.
         prepare_worker(worker, "gevent", late=_patched_pid == os.getpid())
     elif value:
         from psycogreen.gevent import patch_psycopg
@@ -48,7 +48,7 @@ def _gunicorn_worker() -> Any:  # noqa: ANN401
     frame = sys._getframe() if base else None
     while base and frame:
         caller = frame.f_locals.get("self")
-        # Not isinstance(), which may import what a lazy proxy stands for.
+        # isinstance() would make a lazy proxy import its target.
         if issubclass(type(caller), base.Worker):
             return caller
         frame = frame.f_back
@@ -56,7 +56,7 @@ def _gunicorn_worker() -> Any:  # noqa: ANN401
 
 
 def _warn_if_blocking(worker: Any) -> None:  # noqa: ANN401
-    """Warn of *worker*, once it has booted, if psycopg2 is in use and blocks it."""
+    """Log a warning, after *worker* has booted, if psycopg2 is in use and blocks it."""
     import gevent
 
     while not worker.booted:

@@ -83,7 +83,7 @@ def test_cooperative(command, named_dsn, framework):
     assert result.returncode == 0, result.stderr
     first, *rows = result.stdout.splitlines()
     assert re.fullmatch(
-        r"cooperative: 2 queries of 1 s at once took \d+\.\d\d s", first
+        r"cooperative: 2 concurrent queries of 1 s took \d+\.\d\d s", first
     )
     figures = dict(re.findall(r"^  (\S.*?) {2,}(.*)$", "\n".join(rows), re.MULTILINE))
     assert figures["wait callback"].endswith(f".{framework}_wait_callback")
@@ -186,7 +186,7 @@ def test_resolver_that_blocks(check_app):
 
 
 REMEDIES = {
-    "patch_psycopg() looks names up off the loop": "import eventlet; eventlet.monkey_patch()",
+    "which looks up host names off the loop": "import eventlet; eventlet.monkey_patch()",
     "leave resolve_hosts=True": GEVENT + PSYCOGREEN.format("resolve_hosts=False"),
 }
 
@@ -258,7 +258,7 @@ def test_callback_of_eventlets_own(check_app, dsn):
     report = check_app("import eventlet; eventlet.monkey_patch()", dsn)
     assert report["verdict"] == "cooperative"
     assert report["connect_timeout_honoured"] is False
-    assert "connect_timeout is not honoured" in report["remarks"][0]
+    assert "does not honour connect_timeout" in report["remarks"][0]
 
 
 WORKERS = {
@@ -301,7 +301,7 @@ def test_blocking_in_words(command, dsn, tmp_path):
     result = command("check", dsn, "--app=patching:app", *QUICK)
     assert result.returncode == 1
     lines = result.stdout.splitlines()
-    took = "2 queries of 1 s at once took "
+    took = "2 concurrent queries of 1 s took "
     assert lines[0].startswith(f"BLOCKING: wait callback missing, {took}")
     assert "  wait callback    none" in lines
     assert "  name resolution  nothing to resolve" in lines
@@ -460,8 +460,8 @@ def test_plain_steps(command, dsn):
     result = command("check", dsn, *QUICK)
     assert result.stderr.splitlines() == [
         "psycogreen: opening 2 connections",
-        "psycogreen: running 2 queries of 1 s at once",
-        "psycogreen: trying connect_timeout, with a server that is made silent",
+        "psycogreen: running 2 concurrent queries of 1 s",
+        "psycogreen: testing connect_timeout with a server that does not answer",
     ]
     assert "\x1b" not in result.stdout
 
@@ -491,7 +491,7 @@ def on_terminal(*arguments, **env):
 def test_progress_on_a_terminal(dsn):
     """On a terminal each step takes the last one's place, and the verdict is green."""
     output = on_terminal("check", dsn, *QUICK)
-    assert "\r\x1b[Krunning 2 queries of 1 s at once ...\r\x1b[K" in output
+    assert "\r\x1b[Krunning 2 concurrent queries of 1 s ...\r\x1b[K" in output
     assert "\r\x1b[K\x1b[1;32mcooperative\x1b[0m: " in output
 
 

@@ -207,7 +207,7 @@ def test_server_that_ends(check, tmp_path):
     """A server that does not come up is told of, with the last lines of its log."""
     status, output, errors = check("gunicorn", "-b", "127.0.0.1:0", "no_such_app:app")
     assert (status, output) == (2, "")
-    assert "cannot check: the server has ended (or is a daemon now) before" in errors
+    assert "cannot check: the server exited, or became a daemon, before" in errors
     assert "No module named 'no_such_app'" in errors
 
 

@@ -1,8 +1,8 @@
 """Wait callbacks that make psycopg2 cooperate with coroutine libraries.
 
-``patch_psycopg()`` makes every psycopg2 connection of this process wait in the
-way of gevent, eventlet or uWSGI: while one greenlet waits for PostgreSQL the others
-go on. Importing this package imports psycopg2 and no coroutine library.
+``patch_psycopg()`` makes every psycopg2 connection of this process wait cooperatively,
+with gevent, eventlet or uWSGI: while one greenlet waits for PostgreSQL, the others
+run. Importing this package imports psycopg2, but no coroutine library.
 """
 
 import sys as _sys
@@ -16,7 +16,7 @@ except ModuleNotFoundError as ex:
         "psycogreen needs psycopg2, which is not installed: "
         "pip install psycopg2-binary (or psycopg2, to build it against your own libpq)"
     )
-    # Python imports this package before the command in it: that is what argv says.
+    # sys.argv[0] is "-m" while Python imports the package of ``python -m psycogreen``.
     if _sys.argv[:1] == ["-m"] and "psycogreen" in _sys.orig_argv:
         print("psycogreen: cannot check:", msg, file=_sys.stderr)
         raise SystemExit(2) from ex

@@ -1,4 +1,4 @@
-"""``python -m psycogreen``: what is installed here, and whether it is green."""
+"""``python -m psycogreen``: list the versions in use, or check for blocking."""
 
 import sys
 

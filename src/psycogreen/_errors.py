@@ -1,4 +1,4 @@
-"""The errors that psycogreen raises beside psycopg2's own."""
+"""The errors that psycogreen raises in addition to psycopg2's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import psycopg2
 
 
 class PatchConflict(RuntimeError):
-    """Another wait callback is installed, and `replace` was not asked for."""
+    """Another wait callback is installed, and `replace` is not set."""
 
 
 class WaitTimeout(psycopg2.OperationalError):
@@ -14,9 +14,8 @@ class WaitTimeout(psycopg2.OperationalError):
 
     psycopg2 closes the connection, as it does whenever a wait callback raises.
 
-    This is not a `TimeoutError`: Python refuses a class that derives from both
-    (their instances are laid out differently in memory), and an application
-    on psycopg2 handles database errors.
+    This is not a `TimeoutError`: an application on psycopg2 handles database errors,
+    and Python does not allow a class with both bases (their memory layouts differ).
     """
 
 

@@ -1,8 +1,8 @@
-"""What waits for PostgreSQL in this process: installing it, removing it, telling it.
+"""Install, remove and report psycopg2's wait callback for this process.
 
-psycopg2 holds one wait callback for the whole process. What is installed is
-always read from there, not remembered, so that a fork, or somebody else's
-``set_wait_callback()``, cannot make it wrong.
+psycopg2 has one wait callback for the whole process. This module always asks psycopg2
+which one is installed and keeps no copy, which a fork or another
+``set_wait_callback()`` would make wrong.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from psycogreen._wait.stats import logger
 
 FRAMEWORKS = ("gevent", "eventlet", "uwsgi")
 
-# psycopg2's callback module of each framework. Those of psycogreen's own, and
-# what eventlet.monkey_patch() installs.
+# The frameworks by the module of their wait callback: psycogreen's own callbacks, and
+# the one that eventlet.monkey_patch() installs.
 _OWN = {f"psycogreen.{name}": name for name in FRAMEWORKS}
 _BUILTIN = {"eventlet.support.psycopg2_patcher": "eventlet"}
 
@@ -52,36 +52,36 @@ class Status:
     framework (by any, if *framework* is ``None``). Never by ``"uwsgi"``."""
 
     pid: int
-    """The process this was asked in."""
+    """The id of this process."""
 
     resolve_hosts: bool
-    """Whether host names are resolved without blocking the loop. ``False`` too if
-    psycopg2 has no place for that: connecting works, and blocks to resolve."""
+    """Whether host names are resolved without blocking the loop. Also ``False`` if this
+    psycopg2 has no ``_connect`` to replace: then connecting blocks while libpq resolves
+    the name."""
 
     cancel_interrupted: bool
     """Whether a query is cancelled on the server when its wait is interrupted."""
 
     compiled: bool
-    """Whether it waits in C. If psycogreen's callback waits in Python, it was not
-    compiled or the environment has ``PSYCOGREEN_PURE=1``."""
+    """Whether the callback is the one in C. ``False`` if psycogreen was not compiled,
+    or ``PSYCOGREEN_PURE=1`` is set."""
 
     waiting: int
-    """How many connections are waited for now."""
+    """How many waits are under way."""
 
     longest_wait: float
-    """How long the oldest of these waits has lasted, in seconds; 0 if there is none."""
+    """How many seconds the oldest of these waits has lasted; 0 if there is none."""
 
     waits: int
     """How many waits have ended in this process since it began or was forked: one for
     each query, commit and connection attempt, and more if a result comes in pieces."""
 
     timed_out: int
-    """How many of them took longer than the callback's *timeout*, or than
+    """How many waits took longer than the callback's *timeout* or
     ``connect_timeout``."""
 
     cancelled: int
-    """How many interrupted queries the server was asked to cancel, and has taken
-    the request."""
+    """How many cancel requests for interrupted queries the server has accepted."""
 
 
 def patch_psycopg(
@@ -93,31 +93,30 @@ def patch_psycopg(
 ) -> None:
     """Make every psycopg2 connection of this process wait cooperatively.
 
-    *framework* is ``"gevent"``, ``"eventlet"`` or ``"uwsgi"``. With ``None`` it
-    is that of uWSGI's async engine, if this is a uWSGI that has one, else the one
-    whose monkey patch of the standard library's sockets is in force.
+    *framework* is ``"gevent"``, ``"eventlet"`` or ``"uwsgi"``. ``None`` selects it: in
+    uWSGI with an async engine the one of that engine, else the one that has
+    monkey-patched the standard library's sockets.
 
-    With *resolve_hosts* the names of hosts are resolved off the loop and passed
-    to libpq as ``hostaddr``, beside the name. (Not if the connection string names
-    a service: its file may name other hosts.) With *cancel_interrupted* a query
-    whose wait is interrupted, by a timeout or a kill, is cancelled on the server
-    too, for which the wait goes on for up to one second. An option that is ``None``
-    stays as it is; at the first call it is on, unless the environment variable
-    ``PSYCOGREEN_RESOLVE_HOSTS`` or ``PSYCOGREEN_CANCEL_INTERRUPTED`` is ``0``.
+    With *resolve_hosts* host names are resolved off the loop and passed to libpq as
+    ``hostaddr``, beside the name. (Not if the connection string names a service, whose
+    file may name other hosts.) With *cancel_interrupted* a query whose wait is
+    interrupted, by a timeout or a kill, is cancelled on the server too; the wait goes
+    on for up to one second for that. An option that is ``None`` keeps its value; at the
+    first call it is on, unless the environment variable ``PSYCOGREEN_RESOLVE_HOSTS`` or
+    ``PSYCOGREEN_CANCEL_INTERRUPTED`` is ``0``.
 
-    Calling it again changes the options that are given, and nothing else, in this
-    process or in a fork of it, which inherits the callback and the options. It
-    concerns all threads and all connections, those already open too, from their
-    next wait on. With *framework* it may be called before or after the framework's
-    monkey-patching, with ``None`` only after it.
+    It affects all threads and all connections of the process, open ones from their next
+    wait on. A forked process inherits the callback and the options. A second call
+    changes only the options that are given. Call it before or after the framework's
+    monkey-patching if *framework* is given, only after it if *framework* is ``None``.
 
-    Raise `PatchConflict` if a callback of somebody else is installed, which
-    *replace* takes over instead. (eventlet's own built-in callback counts as
-    eventlet's, and a `functools.partial` of a callback as that callback: a
-    limit set with it stays in force.) Raise `ImportError` for a framework that is
-    missing or too old, `ValueError` for an unknown one and for a variable that is
-    neither ``0`` nor ``1``, and `RuntimeError` if *framework* is ``None`` and cannot
-    be found out, or is ``"uwsgi"`` and its engine cannot be served.
+    Raise `PatchConflict` if another wait callback is installed; *replace* takes over
+    from it instead. (eventlet's built-in callback counts as eventlet's, and a
+    `functools.partial` of a callback counts as that callback: a limit set with it stays
+    in force.) Raise `ImportError` if the framework is missing or too old, `ValueError`
+    if *framework* is unknown or a variable is neither ``0`` nor ``1``, and
+    `RuntimeError` if *framework* is ``None`` and none is found, or is ``"uwsgi"`` and
+    psycopg2 cannot wait with uWSGI's engine.
     """
     if framework is None:
         framework = _detect()
@@ -132,10 +131,10 @@ def patch_psycopg(
 
 
 def unpatch_psycopg() -> None:
-    """Make psycopg2 block again, if it waits with a callback of psycogreen.
+    """Remove psycogreen's wait callback, so that psycopg2 blocks again.
 
-    Does nothing if none is installed, and never removes a foreign callback.
-    Waits that are under way end as they began.
+    Does nothing if none is installed, and never removes a foreign callback. Waits that
+    are under way go on cooperatively until they end.
     """
     if _owner(blocking.get_callback(), _OWN):
         blocking.set_callback(None)
@@ -181,13 +180,13 @@ def install(
     cancel_interrupted: bool | None,
     replace: bool,
 ) -> None:
-    """Install *callback*, one of psycogreen's own, as `patch_psycopg` says.
+    """Install *callback*, one of psycogreen's own, as `patch_psycopg` describes.
 
-    *wait_socket* waits for other things than a query; *in_hub* returns whether the
-    caller is the loop itself, which must not wait; *identify* tells greenlets apart
-    where they are not greenlet's own; *threads* says whether native threads go on
-    while the framework waits. *resolve* looks up a host name; it is used if
-    *resolve_hosts* says so.
+    *wait_socket* waits for descriptors other than a query's socket. *in_hub* returns
+    whether the caller is the loop itself, which must not wait. *identify* returns a
+    number for the caller where that is not a greenlet. *threads* is whether native
+    threads run while the framework waits. *resolve* looks up a host name, if
+    *resolve_hosts* is on.
     """
     current = blocking.get_callback()
     wanted = _owner(callback, _OWN)
@@ -210,7 +209,7 @@ def install(
         connecting.install(resolve if resolve_hosts else None)
     if cancel_interrupted is not None:
         cancel.enabled = cancel_interrupted
-    # Not earlier: it imports greenlet.
+    # Imported here, since they import greenlet.
     from psycogreen._interface import (
         cancelling,
         copying,
@@ -222,8 +221,8 @@ def install(
 
     turns.configure(wait_socket, in_hub, identify)
     cancelling.configure(wait_socket if threads else None, in_hub)
-    # The last one of an attribute comes first when it is called: what takes a
-    # connection's turn comes after what uses the connection.
+    # Of several replacements of a method, the last one is called first. So those that
+    # take the connection's turn come after those that use the connection.
     replacing.install(
         [
             *readback.REPLACEMENTS,
@@ -252,10 +251,10 @@ def _initial(option: str, given: bool | None) -> bool:
 
 
 def monkey_patched() -> list[str]:
-    """Return the frameworks whose monkey patch of sockets is in force.
+    """Return the frameworks that have monkey-patched the standard library's sockets.
 
-    They are looked up among the modules already imported: a framework that
-    nobody has imported has patched nothing.
+    It looks only at modules that are imported already: a framework that was not
+    imported has patched nothing.
     """
     gevent = sys.modules.get("gevent.monkey")
     eventlet = sys.modules.get("eventlet.patcher")
@@ -293,14 +292,14 @@ def _names() -> str:
 
 
 def _compiled() -> bool:
-    # Not earlier: it imports greenlet.
+    # Imported here, since it imports greenlet.
     from psycogreen._wait import twin
 
     return twin.compiled
 
 
 def _owner(callback: object, modules: dict[str, str]) -> str | None:
-    """Return whose *callback* is by the module it comes from, or ``None``."""
+    """Return the framework of *callback* according to *modules*, or ``None``."""
     return modules.get(getattr(_unwrap(callback), "__module__", None) or "")
 
 

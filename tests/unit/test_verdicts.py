@@ -73,7 +73,7 @@ def test_green(check):
     assert found.cooperative
     assert (found.problems, found.remarks) == ((), ())
     lines = list(report.lines(found))
-    assert lines[0] == "cooperative: 10 queries of 0.5 s at once took 0.51 s"
+    assert lines[0] == "cooperative: 10 concurrent queries of 0.5 s took 0.51 s"
     assert "  longest stall    4 ms of the loop; 6 ms while connecting" in lines
 
 
@@ -118,7 +118,7 @@ def test_missing_modules_are_named(check):
         ({"resolve_hosts": False}, "leave resolve_hosts=True"),
         (
             {"resolve_hosts": False, "callback": "eventlet.support.psycopg2_patcher"},
-            "psycogreen.patch_psycopg() looks names up off the loop",
+            "call psycogreen.patch_psycopg(), which looks up host names off the loop",
         ),
     ],
 )
@@ -132,7 +132,7 @@ def test_remedy_for_names(check, status, remedy):
     ("figures", "remark"),
     [
         ({"connect_stall": 0.5}, "connecting blocks"),
-        ({"connect_timeout_honoured": False}, "connect_timeout is not honoured"),
+        ({"connect_timeout_honoured": False}, "does not honour connect_timeout"),
     ],
 )
 def test_remark(check, figures, remark):

@@ -1,4 +1,4 @@
-"""Whether psycopg2 really lets others run in this process, and if not, why."""
+"""Check whether psycopg2 waits cooperatively in this process, and explain why not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from psycogreen._interface.dsn import for_libpq, shown
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport(Figures):
-    """What `check` has found."""
+    """The result of `check`."""
 
     dsn: str
     """The connection string, without passwords."""
@@ -27,10 +27,10 @@ class CheckReport(Figures):
     """How many queries ran at once."""
 
     seconds: float
-    """How long each of them took on the server."""
+    """How many seconds each of them waited on the server."""
 
     findings: tuple[Finding, ...]
-    """What is not as it should be: first what stops the loop."""
+    """The problems and remarks; those that block the loop come first."""
 
     worker: str | None = None
     """The server's worker that ``python -m psycogreen check -- ...`` started; ``None``
@@ -38,17 +38,17 @@ class CheckReport(Figures):
 
     @property
     def cooperative(self) -> bool:
-        """Whether nothing was found that stops the loop."""
+        """Whether nothing was found that blocks the loop."""
         return not self.problems
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What stops the loop, each with its remedy, in one sentence."""
+        """The findings that block the loop: a sentence each, with the remedy."""
         return tuple(str(finding) for finding in self.findings if finding.blocks)
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What else is not as it should be, though the loop goes on."""
+        """The findings that do not block the loop: a sentence each, with the remedy."""
         return tuple(str(finding) for finding in self.findings if not finding.blocks)
 
 
@@ -60,22 +60,23 @@ def check(
     seconds: float = 0.5,
     say: Callable[[str], object] = lambda step: None,
 ) -> CheckReport:
-    """Try out whether psycopg2 lets others run while it waits for PostgreSQL.
+    """Test with real queries whether psycopg2 waits cooperatively in this process.
 
-    It installs nothing, and takes this process and this thread as they are: call
-    it where the application makes its queries, in a request for instance. It
-    opens *queries* connections with *dsn* (libpq's words, a URL, or ``""`` for
-    libpq's defaults), lets each wait *seconds* in PostgreSQL, all at once, and
-    watches the loop meanwhile; then it tries to connect to a server that does not
-    answer. That takes *seconds* and a little more than one in a green process,
-    and *queries* times *seconds* in one that is not. A database that does not answer
-    is given up after ``connect_timeout``, 10 seconds if nothing sets it.
+    It installs nothing and changes nothing: call it where the application makes its
+    queries, for example in a request. It opens *queries* connections with *dsn*
+    (libpq's keywords, a URL, or ``""`` for libpq's defaults), lets each wait *seconds*
+    in PostgreSQL, all at the same time, and measures how long the loop stands still.
+    Then it tries to connect to a server that does not answer. In a green process the
+    check takes *seconds* and a little more than one second; in a blocking one it takes
+    *queries* times *seconds*. A database that does not answer fails after
+    ``connect_timeout``, or after 10 seconds if that is not set.
 
-    *framework* is ``"gevent"`` or ``"eventlet"``, whose loop to watch; ``None``
-    finds it out. *say* is called with each step, in words.
+    *framework* is ``"gevent"`` or ``"eventlet"``: the loop to watch. ``None`` stands
+    for the framework of the wait callback, or else of the monkey patch. *say* is
+    called with a description of each step.
 
-    Raise `psycopg2.Error` if a connection or a query fails, `ValueError` for what
-    is no connection string, and `ImportError` for a framework that is missing.
+    Raise `psycopg2.Error` if a connection or a query fails, `ValueError` if *dsn* is
+    not a connection string, and `ImportError` if the framework is missing.
     """
     name = framework or _framework(_install.status())
     return examine(dsn, name, queries=queries, seconds=seconds, say=say)

@@ -58,7 +58,7 @@ def _print(text: str) -> None:
 
 
 def _divided(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str] | None]:
-    """Return the arguments before ``--``, and a server's command after it."""
+    """Return the arguments before ``--``, and the server's command after it."""
     if "--" not in arguments:
         return arguments, None
     at = arguments.index("--")
@@ -88,7 +88,7 @@ def _say_why_not(error: Exception, log: str = "") -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """Return what *error* says; libpq's messages have several lines."""
+    """Return the text of *error* in one line; libpq's messages have several."""
     lines = (" ".join(line.split()) for line in str(error).splitlines())
     return "; ".join(filter(None, lines))
 
@@ -96,21 +96,21 @@ def _one_line(error: Exception) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m psycogreen",
-        description="Without a command: the versions of psycopg2 and of what it waits "
-        "with, and what is installed in them.",
+        description="Without a command, show the versions of psycopg2, the frameworks "
+        "and the servers, and which wait callback is installed.",
     )
     version = f"psycogreen {overview.own_version()}"
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", metavar="check")
     command = commands.add_parser(
         "check",
-        help="try out whether psycopg2 lets others run while it waits",
+        help="test with real queries whether psycopg2 waits cooperatively",
         usage="%(prog)s [options] [DSN] [-- SERVER'S COMMAND]",
-        description="Run queries at once against PostgreSQL, and watch the loop "
-        "meanwhile: in a worker of the server that the command after -- starts (that "
-        "of gunicorn, uWSGI or Celery), which is ended afterwards; or, without one, in "
-        "this process, patched as an application would. The exit status is 0 if it is "
-        "cooperative, 1 if it is BLOCKING, 2 if it could not be checked.",
+        description="Run concurrent queries against PostgreSQL and measure how long "
+        "the loop stands still. With a command of gunicorn, uWSGI or Celery after --, "
+        "start that server, check one of its workers, and stop it. Without one, check "
+        "this process, patched as an application would patch it. The exit status is 0 "
+        "if psycopg2 is cooperative, 1 if it is BLOCKING, 2 if it cannot be checked.",
     )
     _add_options(command)
     return parser
@@ -122,23 +122,23 @@ def _add_options(command: argparse.ArgumentParser) -> None:
         nargs="?",
         default="",
         metavar="DSN",
-        help="the database: libpq's words or a URL (default: libpq's own, from PGHOST "
-        "and so on)",
+        help="the database: libpq's keywords or a URL (default: libpq's defaults, such "
+        "as PGHOST)",
     )
     command.add_argument(
         "--embedded",
         action="store_true",
-        help="use a throw-away PostgreSQL server of its own, instead of DSN",
+        help="start a throw-away PostgreSQL server and use it instead of DSN",
     )
     command.add_argument(
         "--framework",
         choices=sorted(LOOPS, reverse=True),
-        help="what to wait with (default: gevent if it is installed, else eventlet)",
+        help="the framework to patch for (default: gevent if installed, else eventlet)",
     )
     command.add_argument(
         "--app",
         metavar="MODULE",
-        help="import MODULE, which patches as it does for the application, instead of "
+        help="import MODULE, the application's module that patches, instead of "
         "patching here",
     )
     command.add_argument(
@@ -146,7 +146,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
         type=_positive(int),
         default=10,
         metavar="N",
-        help="how many at once (default: %(default)s)",
+        help="how many queries run at the same time (default: %(default)s)",
     )
     command.add_argument(
         "--seconds",
@@ -159,7 +159,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
 
 
 def _positive(number: type[int | float]) -> Callable[[str], float]:
-    """Return a type of number for argparse: above zero."""
+    """Return a type for argparse that accepts numbers above zero."""
 
     def positive(text: str) -> float:
         value = number(text)
@@ -173,7 +173,7 @@ def _positive(number: type[int | float]) -> Callable[[str], float]:
 
 def _check_here(given: argparse.Namespace) -> tuple[bool, str]:
     """Check this process; return whether it is cooperative, and what to print."""
-    # Ctrl-C ends the process, without an exception in a hub or in a query.
+    # Ctrl-C ends the process instead of raising an exception in a hub or a query.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     checked = _run_check(given)
     if given.json:
@@ -208,7 +208,7 @@ def _check_server(given: argparse.Namespace, server: Sequence[str]) -> tuple[boo
 
 
 def _exit(number: int, frame: object) -> None:
-    """Exit at a signal by an exception, so that the server is stopped too."""
+    """Raise `SystemExit` for a signal, so that the server is stopped too."""
     sys.exit(128 + number)
 
 
@@ -256,7 +256,7 @@ def _give_up_import(sig: int, frame: object) -> None:
         f"after {_APP_LIMIT} s the import of --app has not ended. Does the module serve? "
         f'Guard that with if __name__ == "__main__", or check a server: {_OF_A_WORKER}'
     )
-    # An exception would end in the module's own code, or in the loop that it runs.
+    # The module's code, or the loop that it runs, would catch an exception.
     os._exit(_say_why_not(error))
 
 
@@ -269,7 +269,7 @@ def _server(given: argparse.Namespace) -> Iterator[str]:
         yield given.dsn
         return
     with postgres(given.queries) as server:
-        # By its name, so that there is one to resolve.
+        # With a host name, so that the check resolves one.
         yield server.dsn.replace(server.host, "localhost")
 
 

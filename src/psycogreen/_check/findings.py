@@ -14,7 +14,7 @@ from psycogreen._servers import Server
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not as it should be."""
+    """A problem, or a remark about something that does not block the loop."""
 
     code: str
     """A stable identifier, such as ``"wait-callback-missing"``. See :ref:`findings`."""
@@ -51,7 +51,7 @@ class Worker:
     """Whether it runs a framework's loop, with its requests or tasks in it."""
 
     def __str__(self) -> str:
-        """Return what it is called."""
+        """Return the worker's name, for people."""
         return f"{self.server.name}'s {self.name}"
 
 
@@ -74,11 +74,11 @@ def findings(seen: Seen) -> Iterator[Finding]:
     if seen.status.callback is None:
         yield _callback_missing(seen.worker)
     if seen.worker and seen.watched is None:
-        return  # uWSGI's own engines run requests only: no query was run
+        return  # no query was run: uWSGI's own engines run only requests
     if seen.watched is None:
         yield Finding(
             "monkey-patch-missing",
-            "neither gevent nor eventlet has patched this process, in which every wait "
+            "neither gevent nor eventlet has patched this process, so every wait "
             "blocks its thread",
             "call gevent.monkey.patch_all() before all other imports",
         )
@@ -99,7 +99,7 @@ def findings(seen: Seen) -> Iterator[Finding]:
 def _worker_not_green(worker: Worker) -> Finding:
     return Finding(
         "worker-not-green",
-        f"{worker} runs neither gevent nor eventlet, psycopg2 blocks in it as usual",
+        f"{worker} runs neither gevent nor eventlet, so psycopg2 blocks it",
         worker.server.how_to_be_green,
     )
 
@@ -142,7 +142,7 @@ def _blocking_resolver(status: Status, resolved_by: str | None) -> Iterator[Find
     if resolved_by == "libpq":
         yield Finding(
             "name-resolution-blocks",
-            "libpq itself looks up the host, which stops the loop",
+            "libpq looks up the host name, which stops the loop",
             _remedy_for_libpq(status),
         )
     elif resolved_by == "gevent":
@@ -158,26 +158,26 @@ def _remedy_for_libpq(status: Status) -> str:
         return "name the host in the connection string, not in a service file"
     if (status.callback or "").startswith("psycogreen."):
         return "leave resolve_hosts=True, patch_psycopg()'s default"
-    return "psycogreen.patch_psycopg() looks names up off the loop"
+    return "call psycogreen.patch_psycopg(), which looks up host names off the loop"
 
 
 def _remarks(seen: Seen) -> Iterator[Finding]:
-    # Other causes of a stall are among the problems already.
+    # The problems already cover every other cause of a stall.
     off_loop = seen.figures.resolved_by in (None, "psycogreen")
     stall = seen.figures.connect_stall or 0
     if seen.status.callback and off_loop and stands_still(stall, seen.seconds):
         yield Finding(
             "connecting-blocks",
-            f"the loop stood still for {stall:.2f} s while connections were opened, in "
-            "what libpq does by itself (Kerberos, TLS, passwords)",
+            f"the loop stood still for {stall:.2f} s while connections were opened, for "
+            "libpq's own work (Kerberos, TLS, passwords)",
             "keep connections open, in a pool",
             blocks=False,
         )
     if seen.figures.connect_timeout_honoured is False:
         yield Finding(
             "connect-timeout-ignored",
-            "connect_timeout is not honoured, a server that does not answer keeps a "
-            f"greenlet forever, with {seen.status.callback}",
+            f"{seen.status.callback} does not honour connect_timeout: a greenlet waits "
+            "forever for a server that does not answer",
             "install psycogreen's wait callback",
             blocks=False,
         )

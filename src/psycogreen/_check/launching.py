@@ -22,15 +22,15 @@ from psycogreen._check.probe import SOCKET, Job
 _STARTUP = str(Path(__file__).with_name("startup"))
 
 _BOOT = 60.0  # seconds until a worker serves
-_GRACE = 5.0  # seconds for a server to end by itself
+_GRACE = 5.0  # seconds that a server has to exit before it is killed
 _LOG_LINES = 15
 
 
 class NoReport(Exception):
-    """No worker has reported; the message says what happened instead."""
+    """No worker has reported; the message gives the reason."""
 
     log = ""
-    """The last lines that the server has printed."""
+    """The last lines that the server printed."""
 
 
 def check_worker(
@@ -78,7 +78,7 @@ def _running(
             stdout=log,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # to find all that is left of it
+            start_new_session=True,  # so that all its processes can be killed
         )
     except OSError as ex:
         msg = f"{command[0]!r} cannot be started: {ex.strerror}"
@@ -90,7 +90,7 @@ def _running(
 
 
 def _completed(command: Sequence[str]) -> list[str]:
-    """Return *command* with the option that loads the probe, if it is uWSGI's."""
+    """Return *command*; if it runs uWSGI, with the option that loads the probe."""
     program, *arguments = command
     # First in this environment, which may not be activated.
     path = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
@@ -109,7 +109,7 @@ def _accept(listener: socket.socket, server: subprocess.Popen[str]) -> socket.so
             return listener.accept()[0]
         except TimeoutError:
             if _has_ended(server):
-                msg = "the server has ended (or is a daemon now) before it had a worker"
+                msg = "the server exited, or became a daemon, before it had a worker"
                 raise NoReport(msg) from None
     msg = f"no worker after {_BOOT:g} s: is it a command of gunicorn, uWSGI or Celery?"
     raise NoReport(msg)
@@ -118,7 +118,7 @@ def _accept(listener: socket.socket, server: subprocess.Popen[str]) -> socket.so
 def _talk(
     worker: socket.socket, job: Job, say: Callable[[str], object]
 ) -> dict[str, Any]:
-    """Give the worker its job; return its last message, which is no step."""
+    """Send the job to the worker, show its steps, and return its last message."""
     worker.settimeout(_BOOT + job.queries * job.seconds)
     try:
         with worker, worker.makefile("rw") as lines:
@@ -134,23 +134,23 @@ def _talk(
     except OSError as ex:
         msg = f"the worker does not answer: {ex}"
         raise NoReport(msg) from ex
-    msg = "the worker has ended before it has reported"
+    msg = "the worker exited before it reported"
     raise NoReport(msg)
 
 
 def _end(server: subprocess.Popen[str]) -> None:
-    """Stop the server: SIGINT stops all three, SIGTERM makes uWSGI reload."""
+    """Stop the server. SIGINT, since SIGTERM makes uWSGI reload."""
     os.kill(server.pid, signal.SIGINT)
     deadline = time.monotonic() + _GRACE
     while not _has_ended(server) and time.monotonic() < deadline:
         time.sleep(0.02)
-    # Its children too. The session's number is its own until it is waited for.
+    # Kill its children too. The session's id is not reused before the server is reaped.
     os.killpg(server.pid, signal.SIGKILL)
     server.wait()
 
 
 def _has_ended(server: subprocess.Popen[str]) -> bool:
-    """Return whether the server has ended, and do not reap it."""
+    """Return whether the server has exited, without reaping it."""
     flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
     return os.waitid(os.P_PID, server.pid, flags) is not None
 

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from psycogreen._check.tasks import Loop
 
-_CONNECT_TIMEOUT = 10  # seconds for each host, if no limit is set
-_DEADLINE = 1  # seconds until a silent server times out; libpq allows whole ones
+_CONNECT_TIMEOUT = 10  # seconds for each host, if the application sets no limit
+_DEADLINE = 1  # seconds until a silent server times out; libpq takes whole seconds
 _PATIENCE = 5.0  # seconds after which connect_timeout counts as ignored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What was measured; ``None`` where there was nothing to measure."""
+    """The measurements; ``None`` for each that was not made."""
 
     server: str | None = None
     """The user, database, host and port of the connections."""
@@ -44,9 +44,9 @@ class Figures:
     """The longest time, in seconds, that it was blocked while connecting."""
 
     resolved_by: str | None = None
-    """What has resolved the host names: ``"psycogreen"``, ``"libpq"``, or ``"gevent"``
-    if gevent's resolver blocks the loop. ``None`` if the connection string has no host
-    name."""
+    """Which resolver looked up the host names: ``"psycogreen"``, ``"libpq"``, or
+    ``"gevent"`` if gevent's resolver blocks the loop. ``None`` if the connection string
+    has no host name."""
 
     connect_timeout_honoured: bool | None = None
     """Whether connecting to a silent server ended after ``connect_timeout``.
@@ -64,7 +64,7 @@ def measure(
             loop.run_all([partial(_connect, dsn, opened)] * queries)
             connect_stall = ticker.stall()
             ticker.reset()
-            say(f"running {queries} queries of {seconds:g} s at once")
+            say(f"running {queries} concurrent queries of {seconds:g} s")
             begin = time.monotonic()
             loop.run_all([partial(_query, conn, seconds) for conn in opened])
             wall_time = time.monotonic() - begin
@@ -76,7 +76,7 @@ def measure(
             conn.close()
     honoured = None
     if not stands_still(stall, seconds):
-        say("trying connect_timeout, with a server that is made silent")
+        say("testing connect_timeout with a server that does not answer")
         honoured = _times_out(loop)
     return Figures(
         server=server,
@@ -89,9 +89,10 @@ def measure(
 
 
 def stands_still(stall: float, seconds: float) -> bool:
-    """Return whether queries of *seconds* have caused *stall*, not the machine's load.
+    """Return whether *stall* is long enough to come from queries of *seconds*.
 
-    A query that blocks stops the loop for its whole duration.
+    A query that blocks stops the loop for its whole duration. A shorter stall comes
+    from the machine's load.
     """
     return stall > 0.9 * seconds
 
@@ -116,7 +117,7 @@ def _server(conn: connection) -> str:
 
 
 def _resolved_by(loop: Loop, conn: connection) -> str | None:
-    """Return what has resolved the host names."""
+    """Return which resolver looked up the host names: see `Figures`."""
     if not named_hosts(conn.info.dsn_parameters):
         return None
     if not is_noted(conn):

@@ -87,7 +87,7 @@ def _gunicorn_workers() -> str:
 
 
 def _uwsgi() -> tuple[str | None, str]:
-    # First in this environment, which may not be activated.
+    # Look in this virtual environment first: it may not be activated.
     path = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
     program = shutil.which("uwsgi", path=os.pathsep.join(path))
     if program is None:

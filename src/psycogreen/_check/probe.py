@@ -1,7 +1,8 @@
 """The part of ``check`` that runs in a server's worker and reports to the command.
 
-The command listens on a unix socket, whose path is in the environment. Both sides write
-lines of JSON: the command a job, the probe its steps, then a report or an error.
+The command listens on a unix socket; an environment variable holds its path. Both sides
+write lines of JSON: the command sends a job, the probe sends its steps, then a report
+or an error.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Job:
 
 
 def in_gunicorn(worker: type) -> None:
-    """Check a gunicorn worker of this class, in a task of its loop if it has one."""
+    """Check this gunicorn worker, of class *worker*, in a task of its loop if any."""
     framework = GUNICORN.framework_of(worker)
     run = _runner(GUNICORN, worker.__name__, framework)
     if framework:
@@ -46,14 +47,14 @@ def in_gunicorn(worker: type) -> None:
 
 
 def in_celery(pool: type) -> None:
-    """Check a Celery worker with this pool, which then ends: it takes no task."""
+    """Check this Celery worker, whose pool is *pool*, then end it before it takes tasks."""
     name = pool.__module__.rpartition(".")[2]
     _runner(CELERY, f"{name} pool", CELERY.framework_of(pool))()
     raise SystemExit(0)
 
 
 def in_uwsgi() -> None:
-    """Check this worker of uWSGI's, in a greenlet once its gevent loop runs."""
+    """Check this uWSGI worker; with the gevent engine, in a greenlet of its loop."""
     found = engine()
     name = f"{found} engine" if found else "worker without an async engine"
     if found == "gevent":
@@ -81,7 +82,7 @@ class _Command:
         self._socket = native.original("socket", "socket")(socket.AF_UNIX)
 
     def serve(self, worker: Worker, framework: str | None) -> None:
-        """Do the job in this worker, unless another worker has it already."""
+        """Run the check in this worker, unless another worker runs it already."""
         with self._socket:
             try:
                 self._socket.connect(os.environ[SOCKET])
@@ -104,7 +105,7 @@ class _Command:
                 worker=worker,
             )
         except Exception as ex:  # noqa: BLE001
-            # Whatever it is, the command must hear of it.
+            # Report any error: the command waits for an answer.
             return {"error": f"{type(ex).__name__}: {ex}"}
         return {
             "cooperative": found.cooperative,

@@ -48,7 +48,8 @@ def _in_short(report: CheckReport) -> str:
     if report.cooperative:
         return took or "a wait callback is installed; no query was tried"
     title = next(finding.title for finding in report.findings if finding.blocks)
-    # If the queries overlap nevertheless, their time seems to contradict the verdict.
+    # Queries may overlap even if the loop was blocked: their time would look like a
+    # contradiction.
     if took and stands_still(report.longest_stall or 0, report.seconds):
         return f"{title}, {took}"
     return title
@@ -58,7 +59,7 @@ def _took(report: CheckReport) -> str:
     if report.wall_time is None:
         return ""
     return (
-        f"{report.queries} queries of {report.seconds:g} s at once took "
+        f"{report.queries} concurrent queries of {report.seconds:g} s took "
         f"{report.wall_time:.2f} s"
     )
 

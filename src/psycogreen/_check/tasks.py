@@ -1,4 +1,4 @@
-"""One interface to gevent and eventlet, to run tasks in their loops."""
+"""One interface to gevent and eventlet, for running tasks in their loops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from psycogreen._wait import native
 
 
 class Loop(ABC):
-    """The loop that a framework runs, or would run, in this thread."""
+    """A framework's event loop in this thread, whether it runs already or not."""
 
     name: str
     """The framework's name."""
@@ -23,10 +23,10 @@ class Loop(ABC):
     """The modules that must be monkey-patched so that they do not block the loop."""
 
     patch_call: str
-    """The call that monkey-patches them."""
+    """The call that monkey-patches these modules, for people."""
 
     def is_here(self) -> bool:
-        """Return whether this thread has a loop, or is the main thread, which may."""
+        """Return whether this thread has a loop, or is the main thread."""
         return self._has_hub() or native.is_main_thread()
 
     @abstractmethod
@@ -46,7 +46,7 @@ class Loop(ABC):
 
     @abstractmethod
     def timeout(self, seconds: float) -> Any:  # noqa: ANN401
-        """Return a context manager that raises, and swallows, a timeout."""
+        """Return a context manager that leaves its block after *seconds*, silently."""
 
     @abstractmethod
     def spawn(self, function: Callable[[], object]) -> Any:  # noqa: ANN401
@@ -165,7 +165,7 @@ LOOPS: dict[str, type[Loop]] = {"gevent": GeventLoop, "eventlet": EventletLoop}
 def loop(name: str) -> Loop:
     """Return the loop of the framework *name*.
 
-    Raise `ValueError` for another name, `ImportError` if the framework is missing.
+    Raise `ValueError` for an unknown name, `ImportError` if the framework is missing.
     """
     if name not in LOOPS:
         msg = f"cannot watch the loop of {name!r}, only of {' or '.join(LOOPS)}"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-# Linux reports here, in nanoseconds, how long this thread has waited for a processor.
+# In this file Linux reports how long this thread has waited for a processor, in
+# nanoseconds.
 _SCHEDSTAT = "/proc/thread-self/schedstat"
 
 
 def _clock() -> float:
-    """Return seconds, without the time for which this thread waited for a processor.
+    """Return seconds, without the time that this thread has waited for a processor.
 
-    So a busy machine is not mistaken for a blocked loop.
+    A busy machine must not look like a blocked loop.
     """
     try:
         with open(_SCHEDSTAT) as file:
@@ -31,7 +32,7 @@ class Ticker:
     def __init__(
         self, sleep: Callable[[float], object], interval: float = 0.005
     ) -> None:
-        """Tick every *interval* seconds, with *sleep*, the framework's own."""
+        """Tick every *interval* seconds; *sleep* is the framework's."""
         self.sleep = sleep
         self.interval = interval
         self.reset()

@@ -19,5 +19,5 @@ def _probe() -> None:
         probe.in_uwsgi()
 
 
-_probe()  # with --lazy-apps the fork is over when this is imported
+_probe()  # with --lazy-apps uWSGI imports this after the fork
 after_fork(_probe)

@@ -1,8 +1,8 @@
 /* The rows of COPY TO, in C. Its twin in Python is rows.py: the function has the same
    name and the same behaviour.
 
-   libpq is not linked: it has to be the one that psycopg2 is linked with, be that the
-   system's or one in psycopg2's wheel, and is found when the module is imported.
+   The module is not linked with libpq. It must use the libpq that psycopg2 is linked
+   with, from the system or from psycopg2's wheel, and finds it when it is imported.
 */
 
 #define PY_SSIZE_T_CLEAN
@@ -10,10 +10,10 @@
 #include <dlfcn.h>
 #include <time.h>
 
-/* What connection.poll() returns for the same. */
+/* The values of connection.poll() for the same states. */
 enum { END = 0, READ = 1, YIELD = 2 };
 
-/* The clock is looked at after so many rows, which take a few microseconds. */
+/* The number of rows, a few microseconds, between two looks at the clock. */
 #define ROWS_PER_LOOK 16
 
 typedef struct {
@@ -30,7 +30,7 @@ monotonic(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Give one row to write. Return 0, or -1 with an exception set. */
+/* Call write() with one row. Return 0, or -1 with an exception set. */
 static int
 write_row(PyObject *write, const char *codec, const char *row, int length)
 {
@@ -43,8 +43,8 @@ write_row(PyObject *write, const char *codec, const char *row, int length)
     return result ? 0 : -1;
 }
 
-/* Return the next row's length, with the row in *row; 0 if it has not come yet, after one
-   attempt to read more; a negative number after the last row or if the connection is
+/* Set *row to the next row and return its length. Return 0 if it has not arrived, after
+   one attempt to read more; a negative number after the last row or if the connection is
    lost. */
 static int
 next_row(State *state, void *pgconn, char **row)
@@ -62,12 +62,12 @@ next_row(State *state, void *pgconn, char **row)
 
 PyDoc_STRVAR(write_rows_doc,
 "write_rows(pgconn, write, codec, seconds)\n--\n\n"
-"Call write with each row that has come, for seconds at most. See rows.py.");
+"Call write with each row that has arrived, for seconds at most. See rows.py.");
 
-/* While write runs, other greenlets may run, and this function's frame lies on the heap.
-   It holds nothing then but the arguments, which the caller's frame owns; the row is
-   freed before an exception is looked at. The connection is in a query of psycopg2's,
-   which holds its lock: nobody closes it meanwhile. */
+/* While write() runs, other greenlets may run, and this function's frame lies on the
+   heap. The frame then refers only to the arguments, which the caller owns. The row is
+   freed before an exception is checked. Nobody closes the connection meanwhile: psycopg2
+   holds its lock during the query. */
 static PyObject *
 write_rows(PyObject *module, PyObject *args)
 {

@@ -1,12 +1,12 @@
-/* Whose turn it is on a connection, in C. Its twin in Python is turns_pure.py.
+/* The turns on connections, in C. Its twin in Python is turns_pure.py.
 
-   A turn is taken and given back for every query. So it costs little while nobody else
-   wants it: a node in a table, found by the connection's address. The methods that are
-   called for every query, or every row, take it here; the others do so in Python.
+   Every query takes a turn and gives it back. So a turn that nobody else waits for must
+   be cheap: it is a node in a hash table, found by the connection's address. The methods
+   that run for every query or row take the turn here; the others take it in Python.
 
-   Everything here is done with the GIL held, and without a call of Python between the
-   first look at the table and the last change of it. Hence no other thread, destructor
-   or signal handler sees, or interrupts, a state in between.
+   All functions hold the GIL, and call no Python code between the first read of the table
+   and the last change of it. So no other thread, destructor or signal handler sees a
+   partial change.
 */
 
 #define PY_SSIZE_T_CLEAN
@@ -15,11 +15,10 @@
 #include <stdint.h>
 #include <unistd.h>
 
-/* See _speedups.c of the other room: nothing of its API is used but what has been in
-   the same place since 2.0. */
+/* See _wait/_speedups.c: only the part of the API that is the same since 2.0 is used. */
 #include <greenlet/greenlet.h>
 
-/* One that waits for its turn. */
+/* A greenlet or thread that waits for its turn. */
 typedef struct Waiter {
     struct Waiter *next;
     void *caller;
@@ -97,8 +96,8 @@ remove_turn(Turn *turn)
 
 /* ---- turns ------------------------------------------------------------------ */
 
-/* Return the greenlet that calls, which lives as long as it runs, or the number that is
-   given for it; NULL with an exception set. */
+/* Return the calling greenlet, borrowed: it lives as long as it runs. With an identify
+   function, return the number that it gives. Return NULL with an exception set. */
 static inline void *
 caller(void)
 {
@@ -147,8 +146,8 @@ hand_over(Turn *turn)
     PyMem_Free(first);
 }
 
-/* Nothing if the turn is another's: that of a caller that a fork has forgotten. Raise
-   nothing, and keep an exception that is set. */
+/* End the turn of *me*. Do nothing if *me* has no turn, which happens if a fork has
+   removed it. Raise nothing, and keep an exception that is set. */
 static inline void
 give_turn(PyObject *conn, void *me)
 {
@@ -165,7 +164,7 @@ give_turn(PyObject *conn, void *me)
     }
 }
 
-/* Return where in the queue *me* is, or would be. */
+/* Return the link in the queue that points to *me*, or the last one. */
 static Waiter **
 place_of(Turn *turn, void *me)
 {
@@ -182,8 +181,8 @@ place_of(Turn *turn, void *me)
 
 PyDoc_STRVAR(take_doc,
 "take(conn)\n--\n\n"
-"Take the turn on *conn*, once it is free; return whether the caller has to give it\n"
-"back, which it has not if it had it already.");
+"Take the turn on *conn*; wait until it is free. Return True if the caller must give it\n"
+"back, False if the caller had the turn already.");
 
 static PyObject *
 take(PyObject *Py_UNUSED(module), PyObject *conn)
@@ -195,7 +194,8 @@ take(PyObject *Py_UNUSED(module), PyObject *conn)
 }
 
 PyDoc_STRVAR(give_doc,
-"give(conn)\n--\n\nGive back what `take` has taken. Nothing if it is not the caller's.");
+"give(conn)\n--\n\n"
+"Give back the turn that `take` has taken. Do nothing if it is not the caller's.");
 
 static PyObject *
 give(PyObject *Py_UNUSED(module), PyObject *conn)
@@ -211,9 +211,9 @@ give(PyObject *Py_UNUSED(module), PyObject *conn)
 
 PyDoc_STRVAR(enqueue_doc,
 "enqueue(conn, bell)\n--\n\n"
-"Return whether it is the caller's turn on *conn*; it is if it was nobody's.\n\n"
-"If not, the caller is in the queue from now on. *bell* is written to when it has\n"
-"to look again.");
+"Take the turn on *conn* if it is free; return whether the caller has it.\n\n"
+"Otherwise put the caller into the queue. The descriptor *bell* is written to when the\n"
+"caller must call this again.");
 
 static PyObject *
 enqueue(PyObject *Py_UNUSED(module), PyObject *args)
@@ -246,7 +246,7 @@ enqueue(PyObject *Py_UNUSED(module), PyObject *args)
 
 PyDoc_STRVAR(dequeue_doc,
 "dequeue(conn)\n--\n\n"
-"Leave the queue for the turn on *conn*; give back the turn if it has come.");
+"Leave the queue for the turn on *conn*; if the caller has the turn, give it back.");
 
 static PyObject *
 dequeue(PyObject *Py_UNUSED(module), PyObject *conn)
@@ -308,9 +308,10 @@ forget(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 
 PyDoc_STRVAR(configure_doc,
 "configure(on_taken, identify=None)\n--\n\n"
-"Set what is called when a turn is to be taken that somebody has: with the connection,\n"
-"and whether it is the caller's. It waits for the turn, or raises. *identify* returns a\n"
-"number for who calls, where that is not a greenlet.");
+"Set the functions that `take` uses.\n\n"
+"*on_taken* is called if the turn is not free: with the connection, and whether the\n"
+"caller has the turn itself. It waits for the turn, or raises. *identify* returns a\n"
+"number for the caller where that is not a greenlet.");
 
 static PyObject *
 configure(PyObject *Py_UNUSED(module), PyObject *args)
@@ -328,8 +329,8 @@ configure(PyObject *Py_UNUSED(module), PyObject *args)
 
 /* ---- psycopg2's methods ----------------------------------------------------- */
 
-/* What takes the place of a method is a descriptor of the same kind, with the same
-   flags: calling it costs no more, except for the turn. The function is not told the
+/* A method is replaced by a descriptor of the same kind with the same flags, so that a
+   call costs no more than before, except for the turn. C functions do not receive the
    method's name, so each method has a function of its own. */
 typedef struct {
     const char *name;
@@ -339,7 +340,7 @@ typedef struct {
     PyCFunction original;
 } Method;
 
-/* Places in the structure of a cursor, as its members tell them. */
+/* Offsets in the structure of a cursor, from its member descriptors. */
 static Py_ssize_t connection_of_cursor;
 static Py_ssize_t name_of_cursor;
 
@@ -380,7 +381,7 @@ take_raised(void)
 #endif
 }
 
-/* Set an exception, whose reference is taken over, with the traceback that it has. */
+/* Set an exception, with its traceback. Steals the reference. */
 static void
 raise_again(PyObject *value)
 {
@@ -391,8 +392,8 @@ raise_again(PyObject *value)
 #endif
 }
 
-/* Let what a method has raised be completed. It stays set, unless something interrupts
-   this: that takes its place. */
+/* Call on_error with the exception of a method. The exception stays set, unless on_error
+   raises another one. */
 static void Py_NO_INLINE
 complete(PyObject *cursor)
 {
@@ -408,7 +409,8 @@ complete(PyObject *cursor)
     }
 }
 
-/* Not inlined: a row that is here already needs no turn, and no registers saved. */
+/* Not inlined: a row that was received already needs no turn, and its path must not save
+   registers for this function. */
 static PyObject *Py_NO_INLINE
 call_in_turn(Method *method, PyObject *self, PyObject *args, PyObject *kwargs)
 {
@@ -417,7 +419,7 @@ call_in_turn(Method *method, PyObject *self, PyObject *args, PyObject *kwargs)
     void *me;
     int taken;
 
-    if (!conn) { /* a cursor that was not initialised: psycopg2 says so */
+    if (!conn) { /* the cursor is not initialised: psycopg2 raises the error */
         return call_original(method, self, args, kwargs);
     }
     if (!(me = caller())) {
@@ -456,7 +458,7 @@ fetchmany(PyObject *self, PyObject *args, PyObject *kwargs)
                           : call_original(&methods[FETCHMANY], self, args, kwargs);
 }
 
-/* The cursor's tp_iternext has no second argument: the original ignores it. */
+/* The cursor's tp_iternext takes one argument and ignores the second one. */
 #define NAMED_ONLY(function, place)                                             \
     static PyObject *function(PyObject *self, PyObject *Py_UNUSED(ignored))    \
     {                                                                           \
@@ -483,15 +485,15 @@ static Method methods[METHODS] = {
     [NEXT] = {.name = "__next__", .function = next_row},
 };
 
-/* Return what stands for a method, NULL with an exception set, or without one if the
-   original is not what this module knows. */
+/* Return the descriptor that replaces a method. Return NULL with an exception set, or
+   without one if the original is of an unknown kind. */
 static PyObject *
 new_descriptor(Method *method, PyTypeObject *type, PyObject *original)
 {
     if (Py_IS_TYPE(original, &PyWrapperDescr_Type) && !method->flags) {
         PyWrapperDescrObject *wrapper = (PyWrapperDescrObject *)original;
         method->original = (PyCFunction)(void (*)(void))wrapper->d_wrapped;
-        /* Of the same base: type.__setattr__() sets the slot itself to it. */
+        /* With the same base, type.__setattr__() sets the slot to the function. */
         return PyDescr_NewWrapper(type, wrapper->d_base,
                                   (void *)(uintptr_t)method->function);
     }
@@ -510,9 +512,9 @@ new_descriptor(Method *method, PyTypeObject *type, PyObject *original)
 PyDoc_STRVAR(taking_turn_doc,
 "taking_turn(type, name, original, on_error)\n--\n\n"
 "Return a descriptor that takes the turn and then does what *original* does.\n\n"
-"That is a method of the cursor's type. Return ``None`` for one that it is not known\n"
-"here how to call. *on_error* is called with the cursor and what a method raises, before\n"
-"the turn is given back; it is the same for all methods.");
+"*original* is a method of the cursor's type. Return ``None`` if this module does not\n"
+"know how to call it. *on_error* is called with the cursor and the exception of a method,\n"
+"before the turn is given back; it is the same for all methods.");
 
 static PyObject *
 taking_turn(PyObject *Py_UNUSED(module), PyObject *args)
@@ -603,7 +605,7 @@ static PyModuleDef_Slot module_slots[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "psycogreen._interface._turns",
-    .m_doc = "Whose turn it is on a connection, in C. Its twin is turns_pure.py.",
+    .m_doc = "The turns on connections, in C. Its twin is turns_pure.py.",
     .m_size = 0,
     .m_methods = module_methods,
     .m_slots = module_slots,

@@ -1,8 +1,7 @@
-"""Blocks in which psycopg2 blocks, for what it refuses to do in green mode.
+"""Blocks in which psycopg2 blocks, for operations that it refuses in green mode.
 
-psycopg2's wait callback is one for the whole process. So the callback is gone
-as long as anybody, in any greenlet or thread, is inside such a block, and comes
-back when the last one leaves.
+psycopg2 has one wait callback for the whole process. So the callback is removed while
+any greenlet or thread is inside such a block, and set again when the last one leaves.
 """
 
 from __future__ import annotations
@@ -18,31 +17,29 @@ from psycogreen._wait.native import original
 
 WaitCallback: TypeAlias = Callable[[connection], Any]
 
-# A native lock, made before it is known who patches what: nothing waits or
-# switches while it is held.
+# A native lock, whatever is monkey-patched: no greenlet switches while it is held.
 _lock = original("_thread", "allocate_lock")()
 _get_ident = original("_thread", "get_ident")
 
 _blocks: dict[object, int] = {}
-"""The blocks entered and not left, and the native thread of each."""
+"""The blocks that are active, each with its native thread."""
 
 _callback: WaitCallback | None = None
-"""What waits when no block is entered, as long as there is one."""
+"""While a block is active: the callback to set when the last one ends."""
 
 
 @contextmanager
 def blocking() -> Iterator[None]:
     """Make psycopg2 block inside a ``with`` block.
 
-    For ``COPY`` and for large objects, which psycopg2 refuses with a wait callback
-    installed. It concerns the whole process: all other greenlets stand still while
-    a call in the block waits, and what they call, if the block lets them run, blocks
-    as well. Keep it short.
+    For calls that need psycopg2's own blocking behaviour. It affects the whole process:
+    all other greenlets stand still while a call in the block waits. If the block lets
+    them run, their calls block too. Keep it short.
 
-    Blocks nest, and may overlap in several greenlets or threads: psycopg2 waits
-    cooperatively again when the last one is left, by an exception too. Does
-    nothing if psycopg2 blocks anyway. A wait that is under way in another greenlet
-    goes on as it began.
+    Blocks may nest, and may overlap in several greenlets or threads: psycopg2 waits
+    cooperatively again when the last one ends, also by an exception. Does nothing if
+    psycopg2 blocks anyway. A wait that is already under way in another greenlet stays
+    cooperative.
     """
     block = object()
     _enter(block)
@@ -53,13 +50,13 @@ def blocking() -> Iterator[None]:
 
 
 def get_callback() -> WaitCallback | None:
-    """Return psycopg2's wait callback; inside a block, the one that comes after it."""
+    """Return psycopg2's wait callback; inside a block, the one to set at its end."""
     with _lock:
         return _callback if _blocks else get_wait_callback()
 
 
 def set_callback(callback: WaitCallback | None) -> None:
-    """Set psycopg2's wait callback; inside a block, for after it."""
+    """Set psycopg2's wait callback; inside a block, when the block ends."""
     global _callback
     with _lock:
         if _blocks:
@@ -80,7 +77,7 @@ def _enter(block: object) -> None:
 def _leave(block: object) -> None:
     with _lock:
         left = _blocks.pop(block, None)
-        # Somebody may have set another one meanwhile, which is not ours to undo.
+        # Keep a callback that other code has set meanwhile.
         if left and not _blocks and get_wait_callback() is None:
             set_wait_callback(_callback)
 

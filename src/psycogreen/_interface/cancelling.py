@@ -1,6 +1,7 @@
-"""``connection.cancel()`` in a native thread: psycopg2's own stops the process.
+"""``connection.cancel()`` in a native thread.
 
-It holds the GIL until the server has taken the request, and a silent one never does.
+psycopg2's own method holds the GIL until the server accepts the request. If the server
+does not answer, the whole process stands still.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from psycogreen._wait.deadline import STATUS_CONNECTING
 from psycogreen._wait.native import SocketWait
 
 _wait_socket: SocketWait | None
-"""How the framework waits; ``None`` if no native thread goes on while it does."""
+"""The framework's wait; ``None`` if no native thread runs during it."""
 
 _in_hub: Callable[[], bool]
 
 
 def configure(wait_socket: SocketWait | None, in_hub: Callable[[], bool]) -> None:
-    """Wait with *wait_socket* for the server to take a request; ``None``: block.
+    """Set the wait for the server to accept a request; ``None`` is to block.
 
-    Where *in_hub* is true, do not wait.
+    If *in_hub* returns true, `_cancel` does not wait.
     """
     global _wait_socket, _in_hub
     _wait_socket = wait_socket
@@ -33,17 +34,16 @@ def configure(wait_socket: SocketWait | None, in_hub: Callable[[], bool]) -> Non
 
 @method(connection, "cancel")
 def _cancel(original: Callable[[connection], None], self: connection) -> None:
-    """Do what psycopg2 does, while other greenlets go on.
+    """Ask the server to cancel the query, and let other greenlets run meanwhile.
 
-    In the loop's own greenlet, which must not wait, send the request and return: what
-    goes wrong is logged.
+    In the hub, which must not wait, send the request and return; log an error.
     """
     if (
         _wait_socket is None
         or self.closed
         or self.status in (*STATUS_CONNECTING, STATUS_PREPARED)
     ):
-        original(self)  # which refuses, unless no native thread goes on
+        original(self)  # raises an error, unless it must block
         return
     request = CancelRequest(self)
     if _in_hub():

@@ -1,8 +1,8 @@
-"""Connecting without a stall: names resolved off the loop, silent hosts left.
+"""Connect without blocking the loop: resolve host names, and keep ``connect_timeout``.
 
-libpq resolves host names inside its first call, which blocks the thread. And it
-leaves ``connect_timeout`` to the code that polls, with no way to tell it to go on to the
-next host. Both are done here, around the function that `psycopg2.connect` calls.
+libpq resolves host names in its first call, which blocks the thread. It leaves
+``connect_timeout`` to the code that polls, which cannot make it try the next host. Both
+are done here, around the function that `psycopg2.connect` calls.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ Resolve = Callable[[str], list[str]]
 
 
 class GreenConnect:
-    """What stands in for ``psycopg2._connect`` while psycopg2 is patched."""
+    """The replacement of ``psycopg2._connect`` while psycopg2 is patched."""
 
     def __init__(self, original: Connect, resolve: Resolve | None) -> None:
-        """Connect with *original*; with ``None`` leave names to libpq."""
+        """Connect with *original*; if *resolve* is ``None``, libpq resolves names."""
         self.original = original
         self.resolve = resolve
 
     def __call__(self, dsn: str, *args: object, **options: Any) -> connection:  # noqa: ANN401
-        """Connect as `psycopg2.connect` does, cooperatively if that is in force."""
+        """Connect as `psycopg2.connect` does, cooperatively if a callback is set."""
         planned = plan(dsn) if get_wait_callback() else None
         if planned is None:
             return self.original(dsn, *args, **options)
@@ -61,7 +61,7 @@ class GreenConnect:
 
 
 def install(resolve: Resolve | None) -> None:
-    """Put `GreenConnect` in the place of ``psycopg2._connect``, if it has one."""
+    """Replace ``psycopg2._connect`` by `GreenConnect`, if psycopg2 has it."""
     if current := getattr(psycopg2, "_connect", None):
         original = current.original if isinstance(current, GreenConnect) else current
         psycopg2._connect = GreenConnect(original, resolve)  # type: ignore[attr-defined]
@@ -74,7 +74,7 @@ def installed() -> GreenConnect | None:
 
 
 def remove() -> None:
-    """Put back what was there, unless somebody else has put theirs on top."""
+    """Restore ``psycopg2._connect``, unless other code has replaced it since then."""
     if current := installed():
         psycopg2._connect = current.original  # type: ignore[attr-defined]
 
@@ -82,10 +82,10 @@ def remove() -> None:
 class _Attempt(deadline.Attempt):
     """The attempt to connect to one of the hosts of a plan.
 
-    libpq goes through the hosts itself, and judges by itself after which errors to
-    go on. When a host's time is up it begins again with the other hosts, those too
-    that it has tried before: which ones these were depends on
-    ``target_session_attrs`` and ``load_balance_hosts``.
+    libpq itself tries the hosts in turn and decides after which errors to go on. When
+    a host's time is up, the attempt restarts with all other hosts. These include hosts
+    that libpq has tried already: which ones depends on ``target_session_attrs`` and
+    ``load_balance_hosts``.
     """
 
     def __init__(self, planned: Plan) -> None:
@@ -100,11 +100,10 @@ class _Attempt(deadline.Attempt):
         self._has_begun = False
 
     def resolve(self, resolve: Resolve) -> None:
-        """Put every address of a host name in its place.
+        """Replace each host name by its addresses.
 
-        The name stays beside it: TLS verification and .pgpass go by the name. Raise
-        `psycopg2.OperationalError` if there are no other hosts than names without an
-        address.
+        Each address keeps the name beside it, which TLS verification and .pgpass use.
+        Raise `psycopg2.OperationalError` if no host has an address.
         """
         self.is_resolved = True
         found: list[Host] = []
@@ -131,16 +130,16 @@ class _Attempt(deadline.Attempt):
         self.dsn = self._plan.with_hosts(hosts)
 
     def limit(self, conn: connection) -> int | None:
-        """Return the seconds that each host has, of which the plan knows."""
+        """Return the plan's seconds for each host; ``None`` if without limit."""
         value = self._plan.connect_timeout
         return None if value is None else parse_connect_timeout(value)
 
     def has_one_address(self) -> bool:
-        """Return whether there is one host, and no name for libpq to resolve."""
+        """Return whether there is only one host, and libpq need not resolve it."""
         return self._has_one_address
 
     def begin(self, conn: connection) -> None:
-        """Note the host that *conn* is at, if there are several."""
+        """Record which host *conn* tries first, if there are several."""
         if self.is_resolved and not self._has_begun:
             readback.note(conn, self._plan)
         self._has_begun = True
@@ -150,7 +149,7 @@ class _Attempt(deadline.Attempt):
             self._first_prefix = self._libpq_prefix(conn, self._first)
 
     def leave_host(self, conn: connection) -> None:
-        """Begin again without the host that *conn* is at."""
+        """Restart without the host that *conn* is at."""
         silent = self._here(conn)
         self._errors += self._named(self._libpq_prefix(conn, silent))
         self._errors += "timeout expired\n"
@@ -175,30 +174,31 @@ class _Attempt(deadline.Attempt):
         return next(found, self._hosts[0])
 
     def _libpq_prefix(self, conn: connection, host: Host) -> str:
-        """Return how libpq begins what it says about *host*, where *conn* is."""
+        """Return the beginning of libpq's error about *host*, which *conn* is at."""
         if host.address:
             return host.libpq_prefix()
         return error_prefix(conn.info.host, host_address(conn), conn.info.port)
 
     def completed(self, conn: connection, error: str) -> str:
-        """Return *error* with what libpq leaves out of it.
+        """Return *error* with the beginning that libpq has lost.
 
-        That is how it would begin, which libpq forgets when psycopg2 makes the attempt
-        non-blocking, with all that it has noted of hosts that have failed before
-        that.
+        When psycopg2 makes the attempt non-blocking, libpq forgets the prefix of the
+        current host and the errors of all hosts that failed before.
         """
         first = self._first or self._hosts[0]
         earlier = self._hosts[: self._hosts.index(first)]
-        # In an order of its own, libpq need not have been at them.
+        # If libpq has shuffled the hosts, it may not have tried them.
         at_once = () if self._plan.is_shuffled else earlier
-        lines = [f"{host.error_prefix()}it failed at once\n" for host in at_once]
+        lines = [
+            f"{host.error_prefix()}connection failed immediately\n" for host in at_once
+        ]
         prefix = self._first_prefix or self._libpq_prefix(conn, first)
         return "".join([self._errors, *lines, self._named(prefix + error)])
 
     def complete_first(self, error: psycopg2.OperationalError) -> None:
-        """Complete libpq's *error* about hosts that all have failed at once.
+        """Complete libpq's *error* if all hosts failed immediately.
 
-        Not an error of the connection factory's own.
+        An error that the connection factory raised by itself stays as it is.
         """
         text = str(error)
         if not self._has_begun and any(
@@ -207,9 +207,9 @@ class _Attempt(deadline.Attempt):
             error.args = (self._errors + self._named(text),)
 
     def _named(self, error: str) -> str:
-        """Return *error* with the names of hosts beside the addresses of libpq's text.
+        """Return *error* with each host's name added to its address in libpq's text.
 
-        Where hosts share an address they are taken in their order.
+        Hosts that share an address are taken in their order.
         """
         prefixes: dict[str, list[str]] = {}
         for host in self._hosts:

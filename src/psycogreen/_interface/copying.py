@@ -1,11 +1,11 @@
-"""COPY, cooperatively: the data is carried inside psycopg2's own query.
+"""COPY, cooperatively: the data is transferred during psycopg2's own query.
 
-In green mode psycopg2 sends a COPY statement like any other and waits for its first
-result; then it refuses to go on. So the wait is made to last longer: what is polled
-in place of the connection notices that libpq is in COPY mode, carries the data, and
-polls the connection for the result that follows. psycopg2 gets that one alone, and
-does with it what it does with every result, errors included. As in every query it
-holds the connection's lock meanwhile; and a timeout or a kill interrupts a wait.
+In green mode psycopg2 sends a COPY statement like any other, waits for its first result,
+and then refuses to go on. So this module makes the wait last longer: it polls in place
+of the connection, notices that libpq is in COPY mode, transfers the data, and polls the
+connection for the final result. psycopg2 sees only that result, and handles it like any
+other, errors included. As in every query, psycopg2 holds the connection's lock meanwhile,
+and a timeout or a kill interrupts the wait.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ else:
     from psycogreen._interface.rows import write_rows
 
 SLICE = 0.005
-"""Seconds after which other greenlets have their turn, however fast the data comes."""
+"""Seconds after which other greenlets run, however fast the data arrives."""
 
 PIECE = 128 * 1024
-"""Bytes that are given to libpq at once, at the most: it may loop on larger ones, see
+"""The largest piece, in bytes, that libpq gets: it may loop on larger ones, see
 https://github.com/psycopg/psycopg/issues/255."""
 
 UNSENT = 64 * 1024
-"""Bytes after which libpq is made to send: it would buffer all there is."""
+"""Bytes after which libpq must send: otherwise it would buffer all the data."""
 
 DRAIN = 1.0
-"""Seconds for which rows are read and dropped after the file has failed to take one."""
+"""Seconds for which rows are read and dropped after the file's write() has failed."""
 
 _DEFAULT_SIZE = 8192
 
@@ -66,7 +66,7 @@ _READ_OR_WRITE = 1 | 4
 
 _HEAP_TYPE = 1 << 9
 
-# psycopg2's own, whatever replaces it.
+# psycopg2's own method, not a replacement.
 _execute = cursor.execute
 
 _error_cursor = Member(psycopg2.Error, "cursor")
@@ -75,10 +75,10 @@ _rowcount = Member(cursor, "rowcount")
 _statusmessage = Member(cursor, "statusmessage")
 
 Refuse = Callable[..., None]
-"""What psycopg2 does in green mode: it refuses, and has good reasons first."""
+"""psycopg2's own method: in green mode it always raises, for other reasons first."""
 
 _Arguments = tuple[Any, ...]
-"""A file, how much to read at once, and what the statement is made of."""
+"""A file, the size to read at once, and the parts of the statement."""
 
 
 class _Copy:
@@ -93,14 +93,14 @@ class _Copy:
         self._size = size
         self._unsent = _Unsent(conn)
         self._step: Callable[[], int] | None = None
-        """Carries some data; returns what the connection's poll() would."""
+        """Transfers some data; returns a value of connection.poll()."""
         self.begun = False
-        """Whether the statement was a COPY with this client."""
+        """Whether the statement was a COPY from or to this client."""
         self.error: Exception | None = None
-        """What psycopg2 would let out of the file."""
+        """The file's exception, which psycopg2 would raise."""
 
     def poll(self) -> int:
-        """Poll the connection, and carry the data when that is due."""
+        """Poll the connection; in COPY mode, transfer data."""
         while True:
             if self._step:
                 state = self._step()
@@ -117,8 +117,8 @@ class _Copy:
         self._unsent.close()
 
     def _next_step(self) -> Callable[[], int] | None:
-        """Return what is to be done after a result: nothing, unless that was COPY's."""
-        # In COPY mode libpq returns the same result again and again, else none.
+        """Return the next step after a result; ``None`` if it does not begin a COPY."""
+        # In COPY mode libpq returns the same result at each call, else none.
         result = self._libpq.PQgetResult(self._pgconn)
         status = self._libpq.PQresultStatus(result)
         self._libpq.PQclear(result)
@@ -131,7 +131,7 @@ class _Copy:
         return None
 
     def _get(self) -> int:
-        """Let the file write what has come."""
+        """Write the rows that have arrived to the file."""
         try:
             write = self._file.write
             codec = self._codec if isinstance(self._file, io.TextIOBase) else None
@@ -144,14 +144,14 @@ class _Copy:
             return POLL_WRITE
 
     def _drop(self) -> int:
-        """Read the rest for nobody; ask the server to end it if that takes long."""
+        """Read and drop the rest; if that takes long, ask the server to stop."""
         if monotonic() > self._cancel_at:
             self._conn.cancel()
             self._cancel_at = inf
         return write_rows(self._pgconn, None, None, SLICE)
 
     def _put(self) -> int:
-        """Send what the file has to be read."""
+        """Send the data of the file."""
         end = monotonic() + SLICE
         unsent = 0
         reason = None
@@ -192,19 +192,18 @@ class _Copy:
 
 
 class _NotBytes(Exception):
-    """What a file's read() has returned cannot be copied."""
+    """A file's read() has returned something other than text or bytes."""
 
 
 class _Unsent:
-    """The wait for what libpq could not send at once.
+    """The wait until libpq has sent its buffer, in the form of a connection.
 
-    For the wait callback it is one more thing to poll. While data is sent, the server
-    may have something to say, such as a notice for each row, and not read on before
-    it is rid of it; so either is waited for, which `connection.poll` cannot tell. An epoll
-    set can.
+    While data is sent, the server may send something too, such as a notice for each row,
+    and may read no more before that is received. So this waits until the socket can be
+    written or read. `connection.poll` cannot ask for both, so an epoll set does.
     """
 
-    # There is no query to cancel here: the wait around this one does that.
+    # Asynchronous: the outer wait cancels the query, not this one.
     async_ = 1
 
     def __init__(self, conn: connection) -> None:
@@ -216,7 +215,7 @@ class _Unsent:
         self._epoll: Any = None
 
     def send(self) -> None:
-        """Return when all is sent, or the connection is lost."""
+        """Wait until everything is sent, or the connection is lost."""
         if self._libpq.PQflush(self._pgconn) > 0:
             self._wait(self)
 
@@ -236,7 +235,7 @@ class _Unsent:
 
 
 def _reason(ex: Exception) -> str:
-    """Return what psycopg2 tells the server when the file cannot be read."""
+    """Return the error that psycopg2 sends to the server if the file cannot be read."""
     if isinstance(ex, _NotBytes):
         return "error in .read() call"
     cls = type(ex)
@@ -266,7 +265,7 @@ def _run(self: cursor, name: str, file: object, size: int, statement: Any) -> No
         del twin.polls[id(conn)]
         copy.close()
         if copy.begun:
-            # What libpq says when COPY begins; psycopg2 does not look at its end.
+            # libpq's status at the begin of COPY; psycopg2 ignores that at its end.
             _statusmessage.set(self, "")
     if copy.error:
         _rowcount.set(self, -1)
@@ -287,7 +286,7 @@ def _run_unnamed(self: cursor, *arguments: Any) -> None:  # noqa: ANN401
 
 
 def _is_refused(self: cursor) -> bool:
-    """Return whether psycopg2 refuses for another reason than that it is green."""
+    """Return whether psycopg2 refuses for a reason other than green mode."""
     return self.closed or self.connection is None or bool(self.connection.async_)
 
 
@@ -356,7 +355,7 @@ def _bound(
         arguments = bind(*args, **kwargs)
     except TypeError:
         return None
-    # The name of the table, the delimiter and the word for NULL go through C's strings.
+    # The table's name, the delimiter and the text for NULL become C strings.
     texts = arguments[2:3] + arguments[4:]
     if len(arguments) > 3 and not all(
         isinstance(text, str) and "\0" not in text for text in texts
@@ -373,7 +372,7 @@ def _statement(
     sep: str,
     null: str,
 ) -> bytes:
-    """Return the statement that psycopg2 makes of the same."""
+    """Return the statement that psycopg2 builds from these arguments."""
     codec = encodings[conn.encoding]
 
     def identifier(name: str | bytes) -> bytes:
@@ -398,7 +397,7 @@ def _statement(
 
 
 class _NoFile:
-    """What a COPY is ended with that has no file."""
+    """An empty file, to end a COPY that has none."""
 
     def read(self, _size: int) -> bytes:
         raise _NotBytes
@@ -433,9 +432,9 @@ def _end_copy(conn: connection) -> None:
 
 
 def _ends_refused_copy(name: str) -> Replacement:
-    """Let a method of connections first end a COPY that was refused in ``blocking()``.
+    """Make a connection's method first end a COPY that was refused in ``blocking()``.
 
-    Any other is ended at once, see `failures`.
+    `failures` ends any other refused COPY immediately.
     """
 
     @method(connection, name)

@@ -1,4 +1,4 @@
-"""Connection strings as people give them, and as they may be shown."""
+"""Connection strings: made valid for libpq, and shown without passwords."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _SECRETS = (
 
 
 def for_libpq(dsn: str) -> str:
-    """Return *dsn* in libpq's words; SQLAlchemy's URLs name the driver as well.
+    """Return *dsn* for libpq: without the driver that SQLAlchemy's URLs name.
 
-    Raise `ValueError` if it is none, with a message that shows no password.
+    Raise `ValueError` if it is not a connection string; the message shows no password.
     """
     dsn = re.sub(r"^(postgres(ql)?)\+\w+://", r"\1://", dsn)
     try:
         parameters = parse_dsn(dsn)
     except psycopg2.ProgrammingError as ex:
         reason = _hint(dsn) or str(ex).replace("invalid dsn: ", "").strip()
-        # libpq cites what it stumbled over: that may be a piece of a password.
+        # libpq's message quotes the invalid part, which may be part of a password.
         if "password" in dsn or "@" in dsn:
             reason = re.sub(r'"[^"]*"', '"..."', reason, flags=re.DOTALL)
         msg = f"invalid connection string: {reason}"
         raise ValueError(msg) from None
-    # Where a password breaks off too early its rest is taken for something else.
+    # An unquoted @ or / ends a password too early; the rest becomes the host.
     if any("@" in parameters.get(name, "")[1:] for name in ("host", "dbname")):
         msg = (
             "invalid connection string: write the characters @ and / of a password "
@@ -42,7 +42,7 @@ def for_libpq(dsn: str) -> str:
 
 
 def _hint(dsn: str) -> str | None:
-    """Return what to write instead of *dsn*, if that is a usual mistake."""
+    """Return what to write instead of *dsn* if that is a common mistake."""
     if re.fullmatch(r"[\w-]+", dsn):
         return f"for the database of that name write dbname={dsn}"
     if scheme := re.match(r"(?!postgres)(\w+)(\+\w+)?://", dsn):

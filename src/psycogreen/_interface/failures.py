@@ -1,7 +1,7 @@
-"""What psycopg2 does after an error when it blocks, and leaves undone in green mode.
+"""Do what psycopg2 does after an error in blocking mode, but not in green mode.
 
-It is called with what a method of a connection or a cursor has raised, while the method
-still has the turn on the connection.
+These functions are called with the exception of a connection's or a cursor's method, while
+the method still has the turn on the connection.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from psycogreen._interface.members import Member
 _cursor = Member(psycopg2.Error, "cursor")
 _pgerror = Member(psycopg2.Error, "pgerror")
 
-# The type's own: what a subclass makes of the attribute is not what psycopg2 uses.
+# The base type's descriptor: psycopg2 does not use a subclass's attribute.
 _connection_of = vars(cursor)["connection"].__get__
 
 
 def after_cursor(self: cursor, error: BaseException) -> None:
-    """Complete *error*, and end the COPY that it refuses, if that is what it does."""
+    """Complete *error*; if it refuses a COPY, end the COPY."""
     conn = _connection_of(self)
     if conn is None or not isinstance(error, psycopg2.Error):
         return
     if conn.closed:
         after_connection(conn, error)
-        # psycopg2 names no cursor if it was BEGIN that has failed.
+        # psycopg2 does not set the cursor if BEGIN has failed.
         if error.pgerror and (conn.autocommit or conn.status != STATUS_READY):
             _cursor.set(error, self)
     elif get_wait_callback():
-        # What the server says to its end adds nothing to psycopg2's refusal.
+        # The server's error at the end of the COPY adds nothing to psycopg2's.
         with suppress(psycopg2.Error):
             end_refused_copy(conn)
 
 
 def after_connection(self: connection, error: BaseException) -> None:
-    """Let *error* have a ``pgerror`` if it is what libpq says of a lost session.
+    """Set the ``pgerror`` of *error* if it is libpq's error about a lost session.
 
-    In green mode that comes out of ``poll()``, which does not set it.
+    In green mode ``poll()`` raises this error, and does not set ``pgerror``.
     """
-    # Exactly of this class: not what has interrupted a wait.
+    # Exactly this class: its subclasses are psycogreen's timeouts.
     if self.closed and type(error) is psycopg2.OperationalError and not error.pgerror:
         _pgerror.set(error, str(error))

@@ -1,4 +1,4 @@
-"""The hosts of a connection string, as libpq counts them."""
+"""The hosts of a connection string and the environment, as libpq reads them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from psycogreen._wait.deadline import DEFAULT_PORT, error_prefix
 
 LISTS = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT"}
-"""The keywords whose values are lists, one item for each host, and their variables."""
+"""The keywords whose values list one item for each host, with their variables."""
 
 _VARIABLES = {
     **LISTS,
@@ -26,7 +26,7 @@ _VARIABLES = {
 }
 
 _Environment = tuple[Any, ...]
-"""The values of `_VARIABLES` as `os.environ` keeps them, encoded."""
+"""The values of `_VARIABLES`, encoded as `os.environ` stores them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class Host:
     address: str
     port: str
     found: bool = False
-    """Whether the address was looked up, and not given."""
+    """Whether the address was looked up, not given by the application."""
 
     @property
     def is_name(self) -> bool:
-        """Whether it takes a resolver to find its address."""
+        """Whether a resolver is needed to find the address."""
         if self.address or not self.host or self.host[0] in "/@":
             return False
         try:
@@ -51,17 +51,17 @@ class Host:
         return False
 
     def libpq_prefix(self) -> str:
-        """Return how libpq begins what it says about this host: it names the address."""
+        """Return the beginning of libpq's error about this host, with its address."""
         return error_prefix(self.address or self.host, "", self.port)
 
     def error_prefix(self) -> str:
-        """Return the same as if libpq had looked the name up."""
+        """Return the beginning that the error has if libpq has looked up the name."""
         if not self.found:
             return self.libpq_prefix()
         return error_prefix(self.host, _without_scope(self.address), self.port)
 
     def is_at(self, host: str, address: str, port: int) -> bool:
-        """Return whether libpq is at this one, by what it tells."""
+        """Return whether the values that libpq reports are those of this host."""
         return (
             self.host in ("", host)
             and int(self.port or DEFAULT_PORT) == port
@@ -74,7 +74,7 @@ def _without_scope(address: str) -> str:
 
 
 def _is_same(one: str, other: str) -> bool:
-    """Return whether the addresses are the same; libpq's lacks the scope."""
+    """Return whether the addresses are equal, ignoring the scope that libpq omits."""
     try:
         addresses = [
             ipaddress.ip_address(_without_scope(text)) for text in (one, other)
@@ -86,27 +86,27 @@ def _is_same(one: str, other: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a connection string and the environment say about connecting."""
+    """The parameters for connecting, from a connection string and the environment."""
 
     dsn: str
     hosts: tuple[Host, ...]
     connect_timeout: str | None
     is_shuffled: bool
-    """Whether libpq tries the hosts in an order of its own."""
+    """Whether libpq shuffles the hosts."""
     given: Mapping[str, str]
-    """What the application has given as *host*, *hostaddr* and *port*."""
+    """The application's values of *host*, *hostaddr* and *port*."""
     inherited: Mapping[str, str]
-    """What the environment adds to that."""
+    """The values that the environment adds."""
     rest: str
     """The connection string without these three."""
     has_names: bool
-    """Whether it takes a resolver to find the address of a host."""
+    """Whether a resolver is needed to find the address of a host."""
 
     def with_hosts(self, hosts: Iterable[Host]) -> str:
-        """Return the connection string with *hosts* in the place of its own."""
+        """Return the connection string with its hosts replaced by *hosts*."""
         rows = [(host.host, host.address, host.port) for host in hosts]
         lists = dict(zip(LISTS, zip(*rows, strict=True), strict=True))
-        # An empty one says something too: that the environment's does not count.
+        # An empty value matters too: it overrides the environment's.
         wanted = self.given.keys() | self.inherited.keys()
         pairs = [
             f"{keyword}='{_escaped(','.join(items))}'"
@@ -121,19 +121,19 @@ def _escaped(value: str) -> str:
 
 
 def plan(dsn: str) -> Plan | None:
-    """Return the plan of *dsn*; ``None`` if libpq has to find the hosts.
+    """Return the plan of *dsn*; ``None`` if libpq must read the hosts itself.
 
-    It has if a service file may name others, if the lists do not fit together, of
-    which it complains, and if *dsn* is no connection string.
+    That is so if a service file may name other hosts, if the lists differ in length
+    (libpq raises an error), and if *dsn* is not a connection string.
     """
-    # Not by os.environ.get(): it encodes the name and decodes the value each time, and
-    # raises and catches an exception for each that is not set.
+    # os.environ.get() would be slow: it encodes the name and decodes the value each
+    # time, and raises and catches an exception for each variable that is not set.
     return _plan(dsn, tuple(map(_data.get, _keys)))
 
 
 @lru_cache(maxsize=64)
 def _plan(dsn: str, environment: _Environment) -> Plan | None:
-    """Make the plan, once as long as neither argument changes."""
+    """Make the plan; cached for the same arguments."""
     inherited = {
         keyword: os.environ.decodevalue(value)
         for keyword, value in zip(_VARIABLES, environment, strict=True)
@@ -165,11 +165,11 @@ def _plan(dsn: str, environment: _Environment) -> Plan | None:
 
 
 def _hosts(settings: Mapping[str, str]) -> tuple[Host, ...]:
-    """Return the hosts, or none if the lists do not fit together."""
+    """Return the hosts; none if the lists differ in length."""
     columns = [settings.get(keyword, "").split(",") for keyword in LISTS]
     hosts, addresses, ports = columns
     count = max(len(hosts), len(addresses))
-    # An empty list stands for any number; so does a single port.
+    # An empty list fits any number of hosts; so does a single port.
     columns = [
         column * count
         if column == [""] or (column is ports and len(ports) == 1)
@@ -182,7 +182,7 @@ def _hosts(settings: Mapping[str, str]) -> tuple[Host, ...]:
 
 
 def named_hosts(parameters: Mapping[str, str]) -> list[str]:
-    """Return the host names, among the parameters of a connection, without address."""
+    """Return the host names without an address among a connection's parameters."""
     rows = itertools.zip_longest(
         parameters.get("host", "").split(","),
         parameters.get("hostaddr", "").split(","),

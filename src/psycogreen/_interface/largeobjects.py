@@ -1,10 +1,9 @@
-"""Large objects, cooperatively: psycopg2's own, called in native threads.
+"""Large objects, cooperatively: psycopg2's own methods, called in native threads.
 
-libpq's functions for large objects block, and are of no use on a connection that does
-not: they fail on what does not fit into the socket's buffer. So the connection is made
-a blocking one for each call, and the call is made in a native thread, which holds the
-connection's lock meanwhile. Hence the call takes the connection's turn. What comes out
-is what psycopg2 makes of it.
+libpq's functions for large objects block. On a non-blocking connection they fail if the
+data does not fit into the socket's buffer. So each call makes the connection blocking
+and runs in a native thread, which holds the connection's lock meanwhile. Therefore the
+call takes the connection's turn. Results and errors are psycopg2's own.
 """
 
 from __future__ import annotations
@@ -90,8 +89,8 @@ def _init(
 def _offloaded(name: str) -> Replacement:
     @method(lobject, name)
     def call(original: Callable[..., Any], self: lobject, *args: object) -> Any:  # noqa: ANN401
-        # A large object shows its connection to nobody; it is what its structure has
-        # first, in all of psycopg2 2.
+        # A large object has no attribute for its connection. It is the first member of
+        # its structure, in all of psycopg2 2.
         conn = first_object(self)
         if conn is None or conn.closed:
             return original(self, *args)
@@ -101,7 +100,7 @@ def _offloaded(name: str) -> Replacement:
 
 
 def _call(conn: connection, function: Callable[[], Any]) -> Any:  # noqa: ANN401
-    """Return what *function* returns, which uses libpq's blocking functions."""
+    """Return the result of *function*, which calls libpq's blocking functions."""
     taken = take(conn)
     try:
         with _blocking(conn):
@@ -113,14 +112,14 @@ def _call(conn: connection, function: Callable[[], Any]) -> Any:  # noqa: ANN401
 
 @contextmanager
 def _blocking(conn: connection) -> Iterator[None]:
-    """Make *conn* a blocking one."""
+    """Make *conn* blocking during the block."""
     libpq = library()
     was_nonblocking = libpq.PQisnonblocking(conn.pgconn_ptr)
     libpq.PQsetnonblocking(conn.pgconn_ptr, 0)
     try:
         yield
     finally:
-        # It has no effect if the connection was closed meanwhile.
+        # Without effect if the connection was closed meanwhile.
         libpq.PQsetnonblocking(conn.pgconn_ptr, was_nonblocking)
 
 
@@ -132,7 +131,7 @@ def _wait_for_thread(
         wait_readable(conn, fd, write=write, timeout=timeout)
     except BaseException as ex:
         cancel(conn, partial(wait_readable, conn), ex)
-        # The thread's call ends with the session, and gives the lock back.
+        # When the session ends, the thread's call ends and releases the lock.
         _shut_down(conn.fileno())
         with suppress(WaitTimeout):
             native.wait_socket(fd, write=False, timeout=CANCEL_WAIT)
@@ -145,7 +144,7 @@ def wait_readable(
 ) -> None:
     """Wait for *fd* as the wait callback does; a `psycogreen._wait.native.SocketWait`."""
     wait: Any = get_wait_callback()
-    if wait is None:  # since the call began
+    if wait is None:  # removed since the call began
         native.wait_socket(fd, write=write, timeout=timeout)
     elif timeout is None:
         wait(_Readable(conn, fd))
@@ -154,9 +153,9 @@ def wait_readable(
 
 
 class _Readable:
-    """A descriptor that can be read soon, as a connection for the wait callback."""
+    """A descriptor in the form of a connection, so that the wait callback waits for it."""
 
-    # There is no query to cancel here.
+    # Asynchronous: the wait callback must not cancel a query.
     async_ = 1
 
     def __init__(self, conn: connection, fd: int) -> None:
@@ -175,7 +174,7 @@ class _Readable:
 
 
 def _shut_down(fd: int) -> None:
-    """End the session of the socket *fd* for all that use it."""
+    """Shut down the socket *fd*, also for other threads that use it."""
     make = native.original("socket", "socket")
     with make(fileno=os.dup(fd)) as duplicate, suppress(OSError):
         duplicate.shutdown(socket.SHUT_RDWR)

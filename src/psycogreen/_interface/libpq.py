@@ -1,4 +1,4 @@
-"""The libpq that psycopg2 itself is linked with, as far as it does not wait."""
+"""Functions, which do not wait, of the libpq that psycopg2 is linked with."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 def path() -> str:
-    """Return the file of psycopg2's extension module.
+    """Return the path of psycopg2's extension module.
 
-    The dynamic linker looks for a symbol in the libraries that it depends on too,
+    The dynamic linker also finds the symbols of the libraries that it depends on,
     whether they are the system's or bundled in a wheel.
     """
     from psycopg2 import _psycopg
@@ -44,8 +44,8 @@ def path() -> str:
 def library() -> Any:  # noqa: ANN401
     """Return libpq, with the functions of *_PROTOTYPES*.
 
-    They keep the GIL, since none of them waits for the network on a non-blocking
-    connection: to give it away at each call is slow in a process with busy threads.
+    They keep the GIL: none of them waits for the network on a non-blocking connection,
+    and releasing it at each call is slow in a process with busy threads.
     """
     library = ctypes.PyDLL(path())
     for name, (result, arguments) in _PROTOTYPES.items():

@@ -1,7 +1,7 @@
-"""Host names looked up off the loop: who asks for the same one at once shares one lookup.
+"""Look up host names off the loop; concurrent lookups of one name share one call.
 
-Nothing outlives a lookup: a name that has changed its address, as in a failover by DNS,
-is found at the new one by the next attempt to connect.
+Nothing is cached after a lookup: if a name gets another address, as in a failover by
+DNS, the next attempt to connect finds it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def look_up(
 ) -> list[str]:
     """Return the addresses of *host*, in the order of *getaddrinfo*.
 
-    It is called in a native thread, or in what *start* starts, unless it is under way for
-    the same *host*, and *among* the same. Raise what it raises: `OSError`, and
-    `UnicodeError` for what cannot be a name.
+    *getaddrinfo* is called in a native thread, or in what *start* starts, unless a call
+    for the same *host* and the same *among* is under way. Raise its exceptions:
+    `OSError`, and `UnicodeError` if *host* cannot be a name.
     """
     key = among, host
     call = _under_way.get(key)
@@ -62,7 +62,7 @@ def _ask(key: tuple[object, str], getaddrinfo: GetAddrInfo) -> list[str]:
 
 
 def _address(host: str, _port: int, _flow: int = 0, scope: int = 0) -> str:
-    # A link-local address means nothing without the network interface.
+    # A link-local address needs the network interface.
     return f"{host}%{scope}" if scope and "%" not in host else host
 
 

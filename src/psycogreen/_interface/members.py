@@ -1,8 +1,8 @@
-"""Members of C types, read and written where they are in memory.
+"""Read and write members of C types in memory.
 
-psycopg2 has members that it offers to read only, such as ``cursor.rowcount``. A
-member's descriptor holds its place in the object's structure and its C type, whatever
-the layout of this version of psycopg2 is.
+psycopg2 has read-only members, such as ``cursor.rowcount``. A member's descriptor has
+its C type and its offset in the object's structure, whatever the layout in this version
+of psycopg2 is.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
 
-# The head of a PyMemberDescrObject, then d_type, d_name and d_qualname.
+# The offset of d_member in a PyMemberDescrObject: after d_type, d_name and d_qualname.
 _DEFINITION = object.__basicsize__ + 3 * _POINTER
 
-# Py_T_STRING: `Member.get` and `Member.set` have it as the text's address.
+# Py_T_STRING: `Member.get` returns, and `Member.set` takes, the address of the text.
 _STRING = 5
 
 # Py_T_OBJECT, and Py_T_OBJECT_EX, which is never NULL to Python.
@@ -72,10 +72,10 @@ class Member:
         self._is_object = definition.type in _OBJECTS
         self._c_type = _C_TYPES[definition.type]
         self.offset = definition.offset
-        """Where it is in the structure."""
+        """Its offset in the structure, in bytes."""
 
     def get(self, instance: object) -> Any:  # noqa: ANN401
-        """Return the value in *instance*; of a text, its address or ``None``."""
+        """Return the value in *instance*; for a text, its address or ``None``."""
         value = self._place(instance).value
         if not self._is_object or value is None:
             return value
@@ -84,14 +84,14 @@ class Member:
     def set(self, instance: object, value: Any) -> None:  # noqa: ANN401
         """Write *value* into *instance*; for a text, its address or ``None``.
 
-        The text has to outlive the instance, or its place in it.
+        The text must live as long as *instance* refers to it.
         """
         place = self._place(instance)
         if not self._is_object:
             place.value = value
             return
-        # The structure owns what it points to: the new reference before the old one
-        # goes, since that may run a destructor, which may look at the member.
+        # The structure owns a reference. Set the new one before the old one is released:
+        # that may run a destructor, which may read the member.
         before = place.value
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
         place.value = id(value)
@@ -106,9 +106,10 @@ class Member:
 
 
 def first_object(instance: object) -> Any:  # noqa: ANN401
-    """Return what the structure of *instance*, of a C type, points to first, if anything.
+    """Return the object that the first pointer of *instance*'s structure refers to.
 
-    For structures whose first part is known, and is no member.
+    For C types whose first field is known, but is not a member. Return ``None`` if the
+    pointer is NULL.
     """
     address = ctypes.c_void_p.from_address(id(instance) + object.__basicsize__).value
     return ctypes.cast(address, ctypes.py_object).value if address else None

@@ -1,7 +1,7 @@
-"""What an application reads back of its connection string is what it gave.
+"""Show the application the connection parameters that it gave.
 
-libpq is given the addresses of host names beside the names, and shows them. So the
-attributes that show them are replaced in psycopg2's types as long as it is patched.
+libpq receives addresses beside the host names, and reports them. So the attributes that
+show them are replaced in psycopg2's types while it is patched.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from psycogreen._interface.hosts import Plan
 
 
-# By their identity: a subclass may define what its equality is.
+# By identity, since a subclass may define equality.
 _plans: dict[int, tuple[weakref.ref[connection], Plan]] = {}
-"""The plans of the connections that live and whose names were looked up."""
+"""The plans of the living connections whose host names psycogreen looked up."""
 
 
 def note(conn: connection, plan: Plan) -> None:
-    """Show *plan* in the place of what libpq was given for *conn*."""
+    """Show the parameters of *plan* for *conn*, not those that libpq received."""
     number = id(conn)
     _plans[number] = weakref.ref(conn, lambda _: _plans.pop(number, None)), plan
 
 
 def is_noted(conn: connection) -> bool:
-    """Return whether the names of *conn* were looked up, and not by libpq."""
+    """Return whether psycogreen, not libpq, has looked up the host names of *conn*."""
     return _plan_of(conn) is not None
 
 
@@ -48,8 +48,8 @@ def _dsn(original: Any) -> property:  # noqa: ANN401
         plan = _plan_of(conn)
         if plan is None:
             return shown
-        # Not the given one where something else differs: a password is hidden in what
-        # is shown, and a replication connection adds a parameter.
+        # psycopg2 may differ from the given string in other ways: it hides a password,
+        # and a replication connection adds a parameter.
         parameters = _given(parse_dsn(shown), plan.given)
         is_given = parameters == parse_dsn(plan.dsn)
         return plan.dsn if is_given else str(make_dsn(**parameters))
@@ -80,7 +80,7 @@ REPLACEMENTS = [
 
 
 def _connection_of(info: ConnectionInfo) -> connection:
-    # It is all that the object holds, behind what every object has.
+    # The connection is the only field of the object, after the object header.
     place = ctypes.py_object.from_address(id(info) + object.__basicsize__)
     return cast(connection, place.value)
 
@@ -94,6 +94,6 @@ def _shown(conn: connection, parameters: dict[str, str]) -> dict[str, str]:
 
 
 def _given(parameters: dict[str, str], given: Mapping[str, str]) -> dict[str, str]:
-    """Return *parameters* with *given* in the place of the lists that libpq has."""
+    """Return *parameters* with libpq's lists of hosts replaced by *given*."""
     rest = {word: value for word, value in parameters.items() if word not in LISTS}
     return {**rest, **given}

@@ -1,8 +1,8 @@
 """Methods and attributes of psycopg2's C types, replaced while it waits cooperatively.
 
-They are replaced in the type itself, so that objects that exist already and all
-subclasses have them too. Several modules may replace the same one: each is given
-what was there before it, and comes before it.
+They are replaced in the type itself, so that existing objects and all subclasses get
+them too. Several modules may replace the same attribute: each receives the one that it
+replaces, and is called first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from psycopg2.extensions import get_wait_callback
 
 from psycogreen._interface.members import Member
 
-# Py_TPFLAGS_IMMUTABLETYPE, which every type has that is defined in C.
+# Py_TPFLAGS_IMMUTABLETYPE, a flag of every static type that is defined in C.
 _IMMUTABLE = 1 << 8
 
 _flags = Member(type, "__flags__")
@@ -25,7 +25,7 @@ _flags = Member(type, "__flags__")
 
 @dataclass(frozen=True)
 class Replacement:
-    """What is to stand for an attribute of a C type."""
+    """A replacement of an attribute of a C type."""
 
     cls: type
     """The type that has the attribute in its own dictionary."""
@@ -33,17 +33,17 @@ class Replacement:
     name: str
 
     make: Callable[[Any], Any]
-    """Returns what stands for the attribute that it is given: a function or another
-    descriptor. It has to do what the given one does while there is no wait callback,
-    see `method`."""
+    """Receives the attribute and returns its replacement: a function or another
+    descriptor. While there is no wait callback, the replacement must do what the
+    original does, see `method`."""
 
 
 def method(cls: type, name: str) -> Callable[[Callable[..., Any]], Replacement]:
     """Make a `Replacement` of the method *name* of *cls* from a function.
 
-    The function is called with the method that was there, the object, and the
-    arguments. While psycopg2 blocks, that method is called in its place. A method with a
-    slot in C, such as ``__next__`` or ``__init__``, is replaced there too.
+    The function is called with the original method, the object, and the arguments.
+    While psycopg2 blocks, the original method is called instead. If the method has a
+    slot in C, such as ``__next__`` or ``__init__``, the slot is replaced too.
     """
 
     def decorate(function: Callable[..., Any]) -> Replacement:
@@ -62,11 +62,11 @@ def method(cls: type, name: str) -> Callable[[Callable[..., Any]], Replacement]:
 
 
 _replaced: list[tuple[type, str, object]] = []
-"""What has been replaced, and what was there before, in the order of installation."""
+"""The replacements and their originals, in the order of installation."""
 
 
 def install(replacements: Iterable[Replacement]) -> None:
-    """Replace attributes, in that order; does nothing if some are replaced already."""
+    """Replace attributes, in that order. Does nothing the second time."""
     if _replaced:
         return
     for each in replacements:
@@ -76,7 +76,7 @@ def install(replacements: Iterable[Replacement]) -> None:
 
 
 def remove() -> None:
-    """Put everything back that `install` has replaced."""
+    """Restore all attributes that `install` has replaced."""
     while _replaced:
         _set(*_replaced.pop())
 
@@ -84,8 +84,8 @@ def remove() -> None:
 def _set(cls: type, name: str, value: object) -> None:
     """Set an attribute of *cls*, also if that is a type defined in C.
 
-    The caches of the type and its subclasses are kept right, and so are their slots:
-    it is the usual way of setting an attribute, but for the flag that forbids it.
+    It sets the attribute in the usual way, with the flag that forbids it cleared. So
+    Python updates the caches and the slots of the type and its subclasses.
     """
     with _mutable(cls):
         type.__setattr__(cls, name, value)

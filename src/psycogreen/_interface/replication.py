@@ -1,7 +1,8 @@
 """Replication, cooperatively.
 
-psycopg2 reads a message without waiting, so that part of it is called as it is, in a
-`blocking` block. What waits is here: the start, and the loop of ``consume_stream()``.
+psycopg2 reads a message without waiting, so its own method is called, in a `blocking`
+block. This module has the parts that wait: the start, and the loop of
+``consume_stream()``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from psycogreen._interface.replacing import method
 from psycogreen._wait.native import original
 from psycogreen._wait.offload import in_thread
 
-# psycopg2's own, whatever replaces it.
+# psycopg2's own method, not a replacement.
 _execute = cursor.execute
 
 _wal_end = Member(ReplicationCursor, "wal_end")
@@ -48,9 +49,9 @@ class _Time(ctypes.Structure):
 
 
 class _State(ctypes.Structure):
-    """What psycopg2's ReplicationCursor adds to a cursor, as far as it is needed.
+    """The needed fields that psycopg2's ReplicationCursor adds to a cursor.
 
-    It is the same in all of psycopg2 2.9, and found by a member that psycopg2 shows.
+    They are the same in all of psycopg2 2.9, and found by the offset of a member.
     """
 
     _fields_ = (
@@ -83,14 +84,15 @@ def _start(
 
     conn = self.connection
     if self.closed or conn is None or conn.async_:
-        # Without a connection it is refused, and an asynchronous one does not wait.
+        # psycopg2 refuses a cursor without a connection, and does not wait on an
+        # asynchronous connection.
         with blocking():
             refuse(self, *args, **kwargs)
         return
     try:
         refuse(self, *args, **kwargs)
     except psycopg2.ProgrammingError:
-        # Because it is green: it accepts the arguments.
+        # It refused because of green mode, so the arguments are valid.
         command, decode, interval = bind(*args, **kwargs)
     if interval < 1:
         msg = "status_interval must be >= 1 (sec)"
@@ -139,7 +141,7 @@ def _consume_stream(
 
 
 def _check(self: ReplicationCursor, state: _State, interval: Any) -> None:  # noqa: ANN401
-    """Raise what psycopg2 raises before it begins to consume."""
+    """Raise the errors that psycopg2 raises before it begins to consume."""
     msg = None
     if interval is not None and not isinstance(interval, int | float):
         msg = "keepalive_interval must be int or float"
@@ -181,20 +183,20 @@ def _consume(
 
 
 def _await_message(conn: connection, seconds: float) -> None:
-    """Wait until there is something to read, or *seconds* have passed.
+    """Wait until the connection can be read, or *seconds* have passed.
 
-    A native thread waits, since a wait callback has no end but an error.
+    A native thread waits: a wait callback can end by time only with an error.
     """
     fd = os.dup(conn.fileno())
     reader, writer = os.pipe()
     try:
         in_thread(partial(_poll, fd, reader, seconds), partial(wait_readable, conn))
     finally:
-        os.close(writer)  # the thread ends, if it has not
+        os.close(writer)  # makes the thread end
 
 
 def _poll(fd: int, reader: int, seconds: float) -> None:
-    """Wait until *fd* can be read, the other end of *reader* is closed, or time is up."""
+    """Wait until *fd* can be read, *reader*'s other end is closed, or time is up."""
     poll = original("select", "poll")()
     poll.register(fd, select.POLLIN)
     poll.register(reader, select.POLLIN)

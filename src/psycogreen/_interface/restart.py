@@ -1,8 +1,8 @@
-"""Connecting again inside a connection object, with other hosts.
+"""Restart a connection attempt inside psycopg2's connection object, with other hosts.
 
-libpq has no function by which a connection attempt leaves a host. So it gets a new
-attempt, which takes the place of the old one in psycopg2's object: the application's
-connection factory is called once, whatever the hosts do.
+libpq has no function to make a connection attempt leave a host. So a new attempt
+replaces the old one in psycopg2's object. The application's connection factory is called
+only once.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from psycogreen._wait.libpq import CONNECTION_BAD, libpq, pgconn
 
 
 def restart(conn: connection, dsn: str) -> None:
-    """Let *conn*, which is connecting, begin again with *dsn*.
+    """Restart *conn*, which is connecting, with *dsn*.
 
-    Wait for its new socket next, until it may be written. Raise
-    `psycopg2.OperationalError` if every host fails at once.
+    The caller must next wait until its new socket can be written. Raise
+    `psycopg2.OperationalError` if every host fails immediately.
     """
     former = pgconn(conn)
     place = _place(conn, former)
@@ -29,7 +29,7 @@ def restart(conn: connection, dsn: str) -> None:
         error = library.PQerrorMessage(begun).decode(errors="replace")
         library.PQfinish(begun)
         raise psycopg2.OperationalError(error)
-    # What psycopg2 does with a connection that it has begun.
+    # psycopg2 does the same after it has begun to connect.
     processor = library.PQsetNoticeProcessor(former, None, None)
     library.PQsetNoticeProcessor(begun, processor, id(conn))
     library.PQsetnonblocking(begun, 1)
@@ -40,8 +40,8 @@ def restart(conn: connection, dsn: str) -> None:
 def _place(conn: connection, address: int) -> ctypes.c_void_p:
     """Return the pointer to the ``PGconn`` in the structure of *conn*.
 
-    psycopg2 does not tell where it is. What it points to is known, and nothing else
-    in the structure is at that address.
+    psycopg2 does not expose its offset. But *address*, the value of the pointer, is known,
+    and no other field has that value.
     """
     size = ctypes.sizeof(ctypes.c_void_p)
     places = range(id(conn), id(conn) + connection.__basicsize__, size)

@@ -8,7 +8,7 @@ from time import monotonic
 
 from psycogreen._interface.libpq import library
 
-# What connection.poll() returns for the same.
+# The values of connection.poll() for the same states.
 END = 0
 READ = 1
 YIELD = 2
@@ -20,13 +20,13 @@ def write_rows(
     codec: str | None,
     seconds: float,
 ) -> int:
-    """Call *write* with each row that has come, for *seconds* at most.
+    """Call *write* with each row that has arrived, for *seconds* at most.
 
     *pgconn* is the address of a connection that is in COPY TO. With a *codec* the rows
     are decoded; with ``None`` for *write* they are dropped.
 
-    Return `END` after the last row or if the connection is lost, `READ` if the next one
-    has not come yet, and `YIELD` if the time is up. Raise what *write* raises, or
+    Return `END` after the last row or if the connection is lost, `READ` if the next row
+    has not arrived, and `YIELD` if the time is up. Raise *write*'s exceptions, or
     `UnicodeDecodeError`.
     """
     libpq = library()
@@ -35,7 +35,7 @@ def write_rows(
     read = False
     while (length := libpq.PQgetCopyData(pgconn, row, 1)) >= 0:
         if length == 0:
-            # One attempt to read more, so that the loop is asked only when it is due.
+            # Try to read more once before waiting: a wait costs more.
             if read:
                 return READ
             if not libpq.PQconsumeInput(pgconn):

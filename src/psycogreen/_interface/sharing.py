@@ -1,6 +1,6 @@
-"""Connections shared by greenlets: what takes a connection's lock takes a turn first.
+"""Connections shared by greenlets: methods that take a connection's lock take a turn.
 
-With psycopg2's own methods a second greenlet would stop the thread, or be refused.
+With psycopg2's own methods, a second greenlet would block the thread, or get an error.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _CONNECTION = (
 )
 
 _ATTRIBUTES = ("autocommit", "deferrable", "isolation_level", "readonly")
-"""They take the lock when they are set."""
+"""The attributes that take the lock when they are set."""
 
 _CURSOR = ("callproc", "copy_expert", "copy_from", "copy_to")
 
-# What asks the server if the cursor is a named one, and otherwise takes no lock.
+# Methods that query the server if the cursor is named, and otherwise take no lock.
 _NAMED_CURSOR = ("fetchmany", "scroll")
 _WITHOUT_ARGUMENTS = ("__next__", "close", "fetchall", "fetchone")
 
 Method = Callable[..., Any]
 
-# The type's own: what a subclass makes of the attribute is not what psycopg2 uses.
+# The base type's descriptors: psycopg2 does not use a subclass's attributes.
 _connection_of = vars(cursor)["connection"].__get__
 _name_of = vars(cursor)["name"].__get__
 
@@ -71,7 +71,7 @@ def _of_cursor(original: Method) -> Method:
     @functools.wraps(original)
     def method(self: cursor, /, *args: object, **kwargs: object) -> object:
         conn = _connection_of(self)
-        if conn is None:  # it was not initialised: psycopg2 says so
+        if conn is None:  # the cursor is not initialised: psycopg2 raises the error
             return original(self, *args, **kwargs)
         taken = take(conn)
         try:
@@ -87,7 +87,7 @@ def _of_cursor(original: Method) -> Method:
 
 
 def _execute(original: Method) -> Method:
-    # The same, for every query where there is no C: to pack arguments takes longer.
+    # Like _of_cursor(), but with named arguments: packing them costs time in each query.
     @functools.wraps(original)
     def execute(self: cursor, query: Any, vars: Any = None) -> Any:  # noqa: ANN401
         conn = _connection_of(self)
@@ -119,7 +119,7 @@ def _of_named_cursor(original: Method) -> Method:
 
 
 def _without_arguments(original: Method) -> Method:
-    # The same, for every row.
+    # Like _of_named_cursor(), but cheaper: it runs for every row.
     in_turn = _of_cursor(original)
 
     @functools.wraps(original)
@@ -130,9 +130,9 @@ def _without_arguments(original: Method) -> Method:
 
 
 class _Rows:
-    """The rows of an ``executemany()``: others may have a turn before each.
+    """The rows of an ``executemany()``; others may take a turn before each row.
 
-    In threads, too, the lock is free while the application makes the next row.
+    psycopg2 in threads also releases the lock while the application makes the next row.
     """
 
     def __init__(self, conn: connection, rows: Any) -> None:  # noqa: ANN401
@@ -186,4 +186,4 @@ REPLACEMENTS = [
     _replacement(cursor, "execute", _execute),
     _replacement(cursor, "executemany", _executemany),
 ]
-"""What takes a turn. To be installed after what it is to take the turn for."""
+"""The methods that take a turn. Install them after the methods that they wrap."""

@@ -1,14 +1,14 @@
-"""Turns on a connection: who uses it, and who waits for that.
+"""Turns on a connection: which greenlet or thread uses it, and which ones wait.
 
-psycopg2 holds a connection's lock for the whole of a query. The lock is a native one:
-a greenlet that waits for it stops its thread, and with it the greenlet that makes the
-query. So whatever takes the lock takes the connection's turn first, which a greenlet
-can wait for. A turn lasts from the call of a method to its return; who waits for it is
-given it by the one that ends it, first come first served. It belongs to a greenlet, or
-to a native thread, which may take it again while it has it.
+psycopg2 holds a connection's lock during a whole query. It is a native lock: a greenlet
+that waits for it blocks its thread, and so blocks the greenlet that makes the query.
+Therefore a method that takes the lock takes the connection's turn first. A greenlet can
+wait for a turn. A turn lasts from the call of a method to its return; then the next one
+in the queue gets it, first come, first served. It belongs to a greenlet or to a native
+thread, which may take it again while it has it.
 
-What a turn costs while nobody waits for it is in `_turns` (C) and `turns_pure`, the
-twin in Python. The wait is here.
+`_turns` (C) and `turns_pure`, the twin in Python, have the fast path: a turn that nobody
+waits for. The wait is here.
 """
 
 from __future__ import annotations
@@ -53,20 +53,21 @@ def _load() -> ModuleType:
 _twin: Any = _load()
 
 take: Callable[[connection], bool] = _twin.take
-"""Take the turn on a connection, once it is free; return whether the caller has to give
-it back, which it has not if it had it already. Raise `psycopg2.ProgrammingError` in the
-hub if it is not free, and if the caller is in a query on the connection itself."""
+"""Take the turn on a connection; wait until it is free. Return ``True`` if the caller
+must give it back, ``False`` if the caller had the turn already. Raise
+`psycopg2.ProgrammingError` if it is not free and the caller is the hub, or if the caller
+itself is in a query on the connection."""
 
 give: Callable[[connection], None] = _twin.give
-"""Give it back; nothing if it is not the caller's."""
+"""Give the turn back. Does nothing if it is not the caller's."""
 
 queued: Callable[[], int] = _twin.queued
 """Return how many greenlets and threads wait for their turn."""
 
 taking_turn: Callable[[type, str, Any, OnError], Any] = _twin.taking_turn
-"""Return a descriptor that takes the turn for a method of the cursor's type, or
-``None`` for a method that is not known to the twin. What the method raises is told to
-the last argument."""
+"""Return a descriptor that takes the turn around a method of the cursor's type, or
+``None`` if the twin does not know the method. The last argument is called with the
+method's exceptions."""
 
 _wait_socket: SocketWait
 _in_hub: Callable[[], bool]
@@ -79,7 +80,7 @@ def configure(
 ) -> None:
     """Wait for turns with *wait_socket* from now on, except where *in_hub* is true.
 
-    *identify* returns a number for who calls, where that is not a greenlet.
+    *identify* returns a number for the caller where that is not a greenlet.
     """
     global _wait_socket, _in_hub
     _wait_socket = wait_socket
@@ -88,11 +89,11 @@ def configure(
 
 
 def _on_taken(conn: connection, mine: bool) -> None:
-    """Wait for a turn that somebody has, or raise if the wait could not end.
+    """Wait for a turn that is not free, or raise if the wait could never end.
 
-    What psycopg2 calls before a query, to adapt the arguments, may use the connection
-    itself. What it calls during a query may not: that is a destructor or a signal
-    handler that runs in the wait, or the file of a COPY.
+    Code that runs before the query is sent, to adapt its arguments, may use the
+    connection itself. Code that runs during the query may not: a destructor or a signal
+    handler during the wait, or the file of a COPY.
     """
     if mine:
         if _is_in_query(conn):
@@ -110,7 +111,7 @@ def _is_in_query(conn: connection) -> bool:
 
 
 def _await_turn(conn: connection) -> None:
-    """Wait for the turn on *conn*. Whatever interrupts the wait leaves the queue."""
+    """Wait for the turn on *conn*; leave the queue if the wait is interrupted."""
     with _bell() as (reader, writer):
         try:
             while not _twin.enqueue(conn, writer):
@@ -123,9 +124,9 @@ def _await_turn(conn: connection) -> None:
 
 @contextmanager
 def _bell() -> Iterator[tuple[int, int]]:
-    """Make what wakes one that waits, in whatever thread: the two ends of it.
+    """Make the two ends, reader and writer, of a descriptor that wakes a waiter.
 
-    An eventfd, where there is one: it is both ends in one descriptor.
+    Any thread may write to it. On Linux it is an eventfd, both ends in one descriptor.
     """
     if hasattr(os, "eventfd"):
         reader = writer = os.eventfd(0, os.EFD_CLOEXEC)

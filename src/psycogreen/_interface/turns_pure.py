@@ -1,7 +1,7 @@
-"""Whose turn it is on a connection, in Python. Its twin in C is _turns.c.
+"""The turns on connections, in Python. Its twin in C is _turns.c.
 
-Other native threads, signal handlers and destructors may run between any two lines.
-So each change of what they see is a single operation of a dictionary or a list.
+Other native threads, signal handlers and destructors may run between any two lines. So
+each change of shared state is a single operation of a dictionary or a list.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
 _ONE = (1).to_bytes(8, sys.byteorder)
-"""What an eventfd takes. A pipe takes anything."""
+"""An increment for an eventfd. A pipe accepts any bytes."""
 
 
 class _Waiter:
-    """One that waits for its turn."""
+    """A greenlet or thread that waits for its turn."""
 
     __slots__ = ("bell", "caller")
 
@@ -30,21 +30,21 @@ class _Waiter:
         self.bell = bell
 
     def wake(self) -> None:
-        # It may be closed by now: another thread's waiter has left by itself.
+        # It may be closed already, if a waiter in another thread has left the queue.
         with contextlib.suppress(OSError):
             native.original("os", "write")(self.bell, _ONE)
 
 
 _turns: dict[int, list[Any]] = {}
-"""The turns that somebody has, by the connection's `id`: it is held meanwhile. A turn is
-a list, which is made for each query: its owner, then each `_Waiter`."""
+"""The turns in use, by the `id` of the connection, which lives meanwhile. A turn is a
+list, made for each query: its owner, then each `_Waiter`."""
 
 _on_taken: Callable[[connection, bool], None]
 _caller: Callable[[], object]
 
 try:
     from greenlet import getcurrent as _greenlet
-except ModuleNotFoundError:  # under uWSGI's uGreen, which has numbers
+except ModuleNotFoundError:  # under uWSGI's uGreen, which identifies callers by number
     _greenlet = native.original("_thread", "get_ident")
 
 
@@ -52,11 +52,11 @@ def configure(
     on_taken: Callable[[connection, bool], None],
     identify: Callable[[], int] | None = None,
 ) -> None:
-    """Set what is called when a turn is to be taken that somebody has.
+    """Set the functions that `take` uses.
 
-    It is called with the connection, and whether the turn is the caller's. It waits for
-    the turn, or raises. *identify* returns a number for who calls, where that is not a
-    greenlet.
+    *on_taken* is called if the turn is not free: with the connection, and whether the
+    caller has the turn itself. It waits for the turn, or raises. *identify* returns a
+    number for the caller where that is not a greenlet.
     """
     global _on_taken, _caller
     _on_taken = on_taken
@@ -64,9 +64,9 @@ def configure(
 
 
 def take(conn: connection) -> bool:
-    """Take the turn on *conn*, once it is free; return whether to give it back.
+    """Take the turn on *conn*; wait until it is free.
 
-    That is not to be done if it was the caller's already.
+    Return ``True`` if the caller must give it back, ``False`` if it had the turn already.
     """
     mine = [_caller()]
     turn = _turns.setdefault(id(conn), mine)
@@ -78,13 +78,13 @@ def take(conn: connection) -> bool:
 
 
 def give(conn: connection) -> None:
-    """Give the turn back, unless it is another's: a fork has forgotten it."""
+    """Give the turn back. Do nothing if it is not the caller's, as after a fork."""
     turn = _turns.get(id(conn))
     if turn is None or turn[0] != _caller():
         return
     if len(turn) == 1:
         del _turns[id(conn)]
-        # Another thread may have come in between: it has to look again.
+        # Another thread may have joined the queue meanwhile: it must try again.
         for late in turn[1:]:
             late.wake()
     else:
@@ -94,10 +94,10 @@ def give(conn: connection) -> None:
 
 
 def enqueue(conn: connection, bell: int) -> bool:
-    """Return whether it is the caller's turn on *conn*; it is if it was nobody's.
+    """Take the turn on *conn* if it is free; return whether the caller has it.
 
-    If not, the caller is in the queue from now on. *bell* is written to when it has to
-    look again.
+    Otherwise put the caller into the queue. The descriptor *bell* is written to when the
+    caller must call this again.
     """
     me = _caller()
     while True:
@@ -106,18 +106,18 @@ def enqueue(conn: connection, bell: int) -> bool:
             return True
         if me not in [waiter.caller for waiter in turn[1:]]:
             turn.append(_Waiter(me, bell))
-        # It may have ended in between, with the queue still empty.
+        # The turn may have ended before the caller was in the queue.
         if _turns.get(id(conn)) is turn:
             return False
 
 
 def dequeue(conn: connection) -> None:
-    """Leave the queue for the turn on *conn*; give back the turn if it has come."""
+    """Leave the queue for the turn on *conn*; if the caller has it, give it back."""
     me = _caller()
     turn = _turns.get(id(conn), [])
     for waiter in turn[1:]:
         if waiter.caller == me:
-            with contextlib.suppress(ValueError):  # it has come meanwhile
+            with contextlib.suppress(ValueError):  # it got the turn meanwhile
                 turn.remove(waiter)
                 return
     give(conn)
@@ -134,4 +134,4 @@ def forget() -> None:
 
 
 def taking_turn(cls: type, name: str, original: object, on_error: object) -> None:
-    """Know no method: what is in Python is written once, see `sharing`."""
+    """Return ``None``: in Python, `sharing` makes all replacements."""

@@ -1,1 +1,1 @@
-"""The folder that ``check`` puts first on a server's Python path: `sitecustomize`."""
+"""The folder with `sitecustomize` that ``check`` puts first on a server's Python path."""

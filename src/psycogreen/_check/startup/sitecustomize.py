@@ -1,8 +1,9 @@
-"""Loaded when a Python process that ``check`` has started begins: finds the worker.
+"""Start the probe in a worker of the server that ``check`` starts.
 
-This runs before the monkey patch, so it imports only basic modules. When a server's
-module is imported, the method that a worker calls when it serves is replaced by one
-that starts the probe, once.
+Python imports this module when a process of the server starts. That is before the
+monkey patch, so it imports only basic modules. When a server's module is imported, it
+replaces the method that a worker calls when it serves. The replacement starts the
+probe, once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 
 def _watch_gunicorn(module: ModuleType) -> None:
-    """Probe a worker that has booted, at the first sign of life that it gives."""
+    """Run the probe when a booted worker notifies gunicorn's arbiter the first time."""
     worker_class: Any = module.Worker
     notify = worker_class.notify
 
@@ -29,7 +30,7 @@ def _watch_gunicorn(module: ModuleType) -> None:
 
 
 def _watch_celery(module: ModuleType) -> None:
-    """Probe a worker instead of starting its pool, so that it takes no task."""
+    """Run the probe instead of starting the worker's pool, so that it takes no task."""
     pool_class: Any = module.BasePool
 
     def probe(pool: Any) -> None:  # noqa: ANN401
@@ -51,7 +52,7 @@ def _probe() -> Any:  # noqa: ANN401
 
 
 class _Finder:
-    """Finds the watched modules as usual, and watches them once they are loaded."""
+    """Find the watched modules as usual, and patch them after they are loaded."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:  # noqa: ANN401
@@ -71,7 +72,7 @@ class _Finder:
 
 
 def _load_the_next() -> None:
-    """Load the sitecustomize that this one hides, if there is one."""
+    """Load the next sitecustomize on the path, which this one hides."""
     this = sys.modules.pop(__name__)
     sys.path.remove(os.path.dirname(__file__))
     try:
