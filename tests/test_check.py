@@ -195,7 +195,7 @@ REMEDIES = {
 def test_remedy_for_the_name_resolution(check_app, remedy):
     """The remedy goes by what is installed."""
     [problem] = check_app(REMEDIES[remedy])["problems"]
-    assert problem.startswith("name resolution blocks: libpq itself")
+    assert problem.startswith("name resolution blocks: libpq looks up")
     assert remedy in problem
 
 
@@ -207,7 +207,7 @@ def test_service_file(check_app, server, tmp_path):
     services = {"PGSERVICEFILE": str(tmp_path / "services")}
     report = check_app(GEVENT + PSYCOGREEN.format(""), "service=here", **services)
     [problem] = report["problems"]
-    assert problem.startswith("name resolution blocks: libpq itself")
+    assert problem.startswith("name resolution blocks: libpq looks up")
     assert "not in a service file" in problem
 
 

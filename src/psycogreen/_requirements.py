@@ -1,11 +1,11 @@
-"""The coroutine libraries psycogreen works with, and the versions it needs."""
+"""The coroutine libraries that psycogreen works with, and their oldest versions."""
 
 from __future__ import annotations
 
 import re
 from importlib import import_module
 
-# The oldest versions that the tests were run with.
+# The oldest versions that are tested.
 _MINIMUM = {"gevent": "24.10.1", "eventlet": "0.36.1"}
 
 

@@ -1,4 +1,4 @@
-"""The servers that psycogreen has a plugin for, and what makes their workers green."""
+"""The servers that psycogreen has a plugin for, and the options for green workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Server:
-    """A server: its name, its options, the classes by which its workers are known."""
+    """A server: its name, its options, and the classes of its green workers."""
 
     name: str
 
@@ -19,11 +19,11 @@ class Server:
     """The options that install the wait callback in such workers."""
 
     monkey_patch: str = ""
-    """The option that makes such workers monkey-patch, if they do not by themselves."""
+    """The option that makes such workers monkey-patch; empty if they always do."""
 
     frameworks: Mapping[str, str] = field(default_factory=dict)
-    """The framework of each green worker's class, by the class's module: importing the
-    class of a framework that is not in use would fail, or bring in that framework."""
+    """The framework of each green worker's class, by the name of the class's module. Not
+    by class: importing the class would fail without the framework, or import it."""
 
     def framework_of(self, worker: type) -> str | None:
         """Return the framework of a worker's class or of its bases, or ``None``."""
@@ -32,12 +32,12 @@ class Server:
 
     @property
     def how_to_be_green(self) -> str:
-        """What to do about workers that run no framework."""
+        """The remedy for workers that run no framework."""
         return f"start {self.name} with {self.green} {self.plugin}"
 
     @property
     def how_to_install(self) -> str:
-        """What to do about green workers without a wait callback."""
+        """The remedy for green workers without a wait callback."""
         return f"start {self.name} with {self.plugin}"
 
 

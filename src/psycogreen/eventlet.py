@@ -42,9 +42,9 @@ def patch_psycopg(
 
     The same as ``psycogreen.patch_psycopg("eventlet", ...)``; see
     `psycogreen.patch_psycopg` for the arguments, repetition, and what is raised.
-    The callback that eventlet brings along itself is taken over, whether
-    ``eventlet.monkey_patch()`` comes before this call or after it. Host names
-    are resolved by the system's resolver in a native thread.
+    It replaces eventlet's built-in callback, whether ``eventlet.monkey_patch()`` is
+    called before or after it. Host names are resolved by the system's resolver in a
+    native thread.
     """
     _install.install(
         eventlet_wait_callback,
@@ -55,9 +55,9 @@ def patch_psycopg(
         cancel_interrupted=cancel_interrupted,
         replace=replace,
     )
-    # eventlet.monkey_patch() installs its own callback, over any other, unless
-    # it has this on record. (Asking it for monkey_patch(psycopg=True) instead
-    # would make a hub, too early before a fork.)
+    # eventlet.monkey_patch() would replace this callback by its own, unless it has
+    # recorded that psycopg is patched. (monkey_patch(psycopg=True) records it too, but
+    # makes a hub, which is too early before a fork.)
     patcher.already_patched["psycopg"] = True
 
 
@@ -67,7 +67,7 @@ class _Hub:
     def __init__(self, hub: hubs.hub.BaseHub) -> None:
         self._hub = hub
         self.greenlet = hub.greenlet
-        # Its greenlets have the hub for a parent, which hub.switch() would see to.
+        # The parent of a GreenThread is the hub, so hub.switch() need not set it.
         usual = type(hub).switch is hubs.hub.BaseHub.switch
         self.plain = GreenThread if usual else type(None)
         self._listener: Any = None
@@ -82,12 +82,12 @@ class _Hub:
         self._remove(self._listener)
 
     def _remove(self, listener: Any) -> None:  # noqa: ANN401
-        # Unless eventlet has dropped it, as it does with all of a hub's at times.
+        # Unless eventlet has dropped it already: sometimes it drops all of a hub's.
         with contextlib.suppress(KeyError, ValueError):
             self._hub.remove(listener)
 
     def hold(self, epoll_set: Held) -> None:
-        # Nothing to hold: eventlet's loop goes on until the process ends.
+        # Nothing else to do: eventlet's loop runs until the process ends.
         if _existing_hub() is not self._hub:
             raise HubGone
         epoll_set.held = True
@@ -107,10 +107,10 @@ class _Hub:
         if isinstance(error, GreenletExit):
             self._hub.abort()  # the hub itself was killed
         elif isinstance(error, self._hub.SYSTEM_EXCEPTIONS):
-            # They end the loop. A timer that raises one leaves all others in place.
+            # These end the loop. Raised in a timer, they leave all other timers in place.
             self._hub.schedule_call_global(0, _raise, error)
         else:
-            # What cannot be printed, since nobody reads stderr any more, is lost.
+            # Ignore an error of printing, for example if stderr is closed.
             with contextlib.suppress(Exception):
                 self._hub.squelch_generic_exception(
                     (type(error), error, error.__traceback__)
@@ -137,8 +137,8 @@ def _epoll_set() -> EpollSet | None:
 
 
 def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
-    # In the main thread eventlet makes a hub when it is first asked for. A native
-    # thread that has none must not get one for being in a database's way.
+    # In the main thread eventlet makes a hub on first use. A native thread is not given
+    # a hub because it runs a query.
     if _existing_hub() is None and not native.is_main_thread():
         native.wait_socket(fd, write=write, timeout=timeout)
         return
@@ -155,7 +155,7 @@ def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
         if before == forks.count:
             raise
     while before != forks.count:
-        hubs.get_hub().switch()  # what it waited for is the parent process's
+        hubs.get_hub().switch()  # never resumed: it waited for the parent's socket
 
 
 def _in_hub() -> bool:
@@ -173,10 +173,10 @@ def _resolve(host: str) -> list[str]:
 def eventlet_wait_callback(conn: connection, timeout: float | None = -1) -> None:
     """Wait until *conn* is ready, letting other greenthreads run meanwhile.
 
-    psycopg2 calls it once `patch_psycopg()` has installed it. An application
-    may call it too, after ``psycopg2.connect(..., async_=True)`` and after each
-    ``execute()`` on such a connection. In a native thread without a hub it
-    blocks the thread.
+    psycopg2 calls it after `patch_psycopg()` has installed it. An application may also
+    call it itself, after ``psycopg2.connect(..., async_=True)`` and after each
+    ``execute()`` on such a connection. In a native thread without a hub it blocks the
+    thread.
 
     *timeout* limits each single wait for the socket, in seconds; ``None`` or a
     negative number is no limit. To install it with a limit::
@@ -184,10 +184,10 @@ def eventlet_wait_callback(conn: connection, timeout: float | None = -1) -> None
         psycopg2.extensions.set_wait_callback(
             functools.partial(eventlet_wait_callback, timeout=1))
 
-    Raise `psycogreen.WaitTimeout` when a wait takes longer, and whatever is
+    Raise `psycogreen.WaitTimeout` when a wait takes longer, and any exception that is
     thrown into the waiting greenthread, such as an `eventlet.Timeout`.
 
-    In the hub, where the garbage collector may run a destructor that queries, it
-    blocks, with a warning in the log, for up to five seconds at a time; then it raises
+    In the hub, where the garbage collector may run a destructor that queries, it logs a
+    warning and blocks for at most five seconds at a time; then it raises
     `psycopg2.ProgrammingError`.
     """

@@ -84,7 +84,7 @@ class _Hub:
             raise HubGone
         try:
             self._watcher.ref = True
-        except ValueError:  # the loop is destroyed, the hub is about to be
+        except ValueError:  # the loop is destroyed, and the hub will be
             _destroyed.add(self._hub)
             raise HubGone from None
         epoll_set.held = True
@@ -105,19 +105,19 @@ class _Hub:
         self._hub.loop.run_callback(function)
 
     def handle_error(self, error: BaseException) -> None:
-        # It has to end the loop. gevent stops the watcher out of which it comes, so
-        # that a destructor that queries before the hub is gone would wait forever.
+        # The error must end the loop. gevent then stops the watcher that raised it, so
+        # a destructor that queries before the hub has ended would wait forever.
         if isinstance(error, HubDestroyed):
             _destroyed.add(self._hub)
             raise error
-        # Not even what cannot be printed, since nobody reads stderr any more, may come
-        # out.
+        # An error of printing must not be raised either, for example if stderr is
+        # closed.
         with contextlib.suppress(Exception):
             self._hub.handle_error(self, type(error), error, error.__traceback__)
 
 
 class _LibuvHub(_Hub):
-    """The same on libuv, whose watchers of sockets cannot be taken out of account."""
+    """A hub on libuv, whose socket watchers always keep the loop running."""
 
     def watch(self, fd: int, callback: Callable[..., None]) -> None:
         former = self._watcher
@@ -131,7 +131,7 @@ class _LibuvHub(_Hub):
         if _is_over(self._hub):
             raise HubGone
         stops = None
-        # These are calls, in which something may run that waits and then stops it.
+        # During these calls, other code may run that waits and then stops the watcher.
         while stops != self._stops:
             stops = self._stops
             self._watcher.start(self._callback, None)
@@ -139,8 +139,8 @@ class _LibuvHub(_Hub):
 
     def release(self, epoll_set: Held) -> None:
         epoll_set.held = False
-        # In a forked child gevent may not have made the loop its own yet: what was
-        # stopped would be the parent's watcher.
+        # In a forked child gevent may not have reinitialised the loop yet: this would
+        # stop the parent's watcher.
         if not _is_over(self._hub) and self._pid == os.getpid():
             self._stops += 1
             self._watcher.stop()
@@ -148,18 +148,18 @@ class _LibuvHub(_Hub):
 
 
 _destroyed: WeakSet[gevent.hub.Hub] = WeakSet()
-"""The hubs that `Hub.destroy()` has ended and may not have cleared up yet."""
+"""The hubs that `Hub.destroy()` has ended, but may not have cleaned up yet."""
 
 
 def _is_over(hub: gevent.hub.Hub) -> bool:
-    """Return whether *hub* is destroyed, or about to be."""
+    """Return whether *hub* is destroyed or will be."""
     return hub.dead or hub.loop is None or hub in _destroyed
 
 
 def _end(watcher: Any) -> None:  # noqa: ANN401
     """Stop *watcher*, if there is one and its loop lives."""
     if watcher:
-        # Unless the loop was destroyed, and its watchers with it.
+        # If the loop was destroyed, its watchers were too.
         with contextlib.suppress(ValueError):
             watcher.stop()
             watcher.close()
@@ -184,8 +184,8 @@ def _adapt(hub: gevent.hub.Hub) -> _Hub:
 
 def _existing_hub() -> gevent.hub.Hub | None:
     """Return this thread's hub, if there is one."""
-    # In a generator, whose state ends with it: gevent's function leaves the exception
-    # that a generator's caller handles in the generator's own state.
+    # In a generator, which is dropped: gevent's function leaves the exception that its
+    # caller handles in the state of the current generator.
     return next(find() for find in (get_hub_if_exists,))
 
 
@@ -208,7 +208,7 @@ def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
         if before == forks.count:
             raise
     while before != forks.count:
-        gevent.get_hub().switch()  # what it waited for is the parent process's
+        gevent.get_hub().switch()  # never resumed: it waited for the parent's socket
 
 
 def _resolve(host: str) -> list[str]:
@@ -218,7 +218,7 @@ def _resolve(host: str) -> list[str]:
         return lookups.addresses(host, _socket.getaddrinfo)
     hub = gevent.get_hub()
     if type(hub.resolver) is gevent.resolver.thread.Resolver:
-        # The same in a thread that costs less than one of the hub's pool.
+        # The same lookup, in a thread that is cheaper than one of the hub's pool.
         return lookups.look_up(host, _socket.getaddrinfo, _wait_socket)
     return lookups.look_up(
         host, gevent.socket.getaddrinfo, _wait_socket, start=gevent.spawn, among=hub
@@ -228,8 +228,8 @@ def _resolve(host: str) -> list[str]:
 def _in_greenlet() -> bool:
     """Return whether this is a greenlet that can wait with a loop.
 
-    In the main thread gevent makes a hub when it is first asked for. A native
-    thread that has none must not get one for being in a database's way.
+    In the main thread gevent makes a hub on first use. A native thread is not given a
+    hub because it runs a query.
     """
     hub = _existing_hub()
     if hub is None:
@@ -245,10 +245,10 @@ def _in_hub() -> bool:
 def gevent_wait_callback(conn: connection, timeout: float | None = None) -> None:
     """Wait until *conn* is ready, letting other greenlets run meanwhile.
 
-    psycopg2 calls it once `patch_psycopg()` has installed it. An application
-    may call it too, after ``psycopg2.connect(..., async_=True)`` and after each
-    ``execute()`` on such a connection. In a native thread without a hub it
-    blocks the thread.
+    psycopg2 calls it after `patch_psycopg()` has installed it. An application may also
+    call it itself, after ``psycopg2.connect(..., async_=True)`` and after each
+    ``execute()`` on such a connection. In a native thread without a hub it blocks the
+    thread.
 
     *timeout* limits each single wait for the socket, in seconds; ``None`` or a
     negative number is no limit. To install it with a limit::
@@ -256,10 +256,10 @@ def gevent_wait_callback(conn: connection, timeout: float | None = None) -> None
         psycopg2.extensions.set_wait_callback(
             functools.partial(gevent_wait_callback, timeout=1))
 
-    Raise `psycogreen.WaitTimeout` when a wait takes longer, and whatever is
+    Raise `psycogreen.WaitTimeout` when a wait takes longer, and any exception that is
     thrown into the waiting greenlet, such as a `gevent.Timeout`.
 
-    In the hub, where the garbage collector may run a destructor that queries, it
-    blocks, with a warning in the log, for up to five seconds at a time; then it raises
+    In the hub, where the garbage collector may run a destructor that queries, it logs a
+    warning and blocks for at most five seconds at a time; then it raises
     `psycopg2.ProgrammingError`.
     """

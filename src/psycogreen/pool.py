@@ -1,4 +1,4 @@
-"""A pool of connections for green workers, and for any other.
+"""A connection pool for green workers and for threads.
 
 In the worker::
 
@@ -11,9 +11,9 @@ In the worker::
     with pool.connection() as conn:
         ...
 
-The pool waits, opens and closes in the way of the process that first uses it:
-cooperatively if a framework has monkey-patched it, else in native threads. So use it
-after the monkey patch. `psycogreen.integrations.django` is this pool in Django.
+The pool waits, opens and closes connections cooperatively if a framework has
+monkey-patched the process when the pool is first used, else in native threads. So use it
+only after the monkey patch. `psycogreen.integrations.django` is this pool in Django.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PoolStatus:
-    """A pool's figures, at the moment of asking."""
+    """The figures of a pool at one moment."""
 
     name: str
     """The alias of Django's database, or the *name* that the pool was given."""
@@ -61,7 +61,7 @@ class PoolStatus:
     max_size: int
 
     size: int
-    """How many connections it has, those being opened or closed included."""
+    """How many connections it has, including those being opened or closed."""
 
     in_use: int
     """How many of them are not idle."""
@@ -70,10 +70,10 @@ class PoolStatus:
     """How many greenlets or threads wait for a connection."""
 
     longest_wait: float
-    """How long the first of them has waited, in seconds; 0 if nobody waits."""
+    """How many seconds the first of them has waited; 0 if none waits."""
 
     timed_out: int
-    """How many have waited in vain, for *timeout* seconds."""
+    """How many requests for a connection have timed out."""
 
 
 class Connect(Protocol):
@@ -100,9 +100,9 @@ class Loan:
         return not self._sessions
 
     def end(self) -> Session | None:
-        """Return the session to the one who ends the loan, ``None`` to any later one.
+        """End the loan and return its session; return ``None`` from the second call on.
 
-        A greenlet's end and its own ``put()`` may both mean to give it back.
+        The end of a greenlet and its own ``put()`` may both end the loan.
         """
         try:
             return self._sessions.pop()
@@ -111,26 +111,26 @@ class Loan:
 
 
 class Pool:
-    """At most *max_size* connections, lent to those who ask in the order of asking.
+    """A pool of at most *max_size* connections, lent in the order of the requests.
 
     *connect* is called with ``connection_factory=`` and returns a new connection.
-    *configure* is called with each new connection, and again when its session had to
-    be reset; what it sets is what a borrower finds, and it must commit. The
-    connections are of the class *connection_factory*, ``None`` is psycopg2's own.
+    *configure* is called with each new connection, and again after its session had to
+    be reset. Every borrower finds the state that it sets; it must commit. The
+    connections are of the class *connection_factory*; ``None`` is psycopg2's own.
 
-    The other options are those of ``psycopg_pool`` for psycopg 3: *min_size*
-    connections are kept, opened in the background from the first use on, further ones
-    when they are needed, up to *max_size* (``None``: *min_size*). A borrower waits for
-    *timeout* seconds, unless *max_waiting* others wait already (0: no limit). A
-    connection is closed after about *max_lifetime* seconds, or when it has been idle
-    for *max_idle* seconds and there are more than *min_size*.
+    The other options are those of ``psycopg_pool`` for psycopg 3. The pool keeps
+    *min_size* connections, and opens them in the background when it is first used. It
+    opens more when they are needed, up to *max_size* (``None``: *min_size*). A borrower
+    waits for at most *timeout* seconds, and not at all if *max_waiting* others wait
+    already (0: no limit). A connection is closed after about *max_lifetime* seconds, or
+    after it was idle for *max_idle* seconds if there are more than *min_size*.
 
-    A server process that ends counts until it has ended, whatever has become of its
-    borrower: the server never has more than *max_size* connections of this pool.
+    A connection counts until its server process has ended, also if its borrower was
+    killed: the server never has more than *max_size* connections of this pool.
 
-    For any number of threads and greenlets. In a forked process it begins without
-    connections, and leaves those that there are to the parent. Raise `ValueError` for
-    an option that makes no sense.
+    Any number of threads and greenlets may use a pool. In a forked process it starts
+    without connections and leaves the existing ones to the parent. Raise `ValueError`
+    for an invalid option.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Pool:
         max_lifetime: float = 3600.0,
         max_idle: float = 600.0,
     ) -> None:
-        """Make a pool, which opens its first connections when it is first used."""
+        """Make a pool. It opens its first connections when it is first used."""
         self.name = name or f"pool-{next(_numbers)}"
         self._options = Options(
             min_size=min_size,
@@ -163,7 +163,7 @@ class Pool:
         self._begin()
 
     def _begin(self) -> None:
-        """Begin without connections."""
+        """Start without connections."""
         self._keeper = Keeper(self.name, self._connect, self._configure, self._options)
         self._timed_out = 0
 
@@ -186,11 +186,11 @@ class Pool:
             self.put(loan)
 
     def get(self, timeout: float | None = None) -> Loan:
-        """Lend a connection; wait for one if need be, at most *timeout* seconds.
+        """Lend a connection; wait for a free one for at most *timeout* seconds.
 
-        ``None`` is the pool's own limit, 0 is not to wait. The caller has to
-        `put` the loan back. Raise `PoolTimeout`, `TooManyRequests` or `PoolClosed`, or
-        what opening a connection has raised.
+        ``None`` is the pool's own *timeout*; with 0 it does not wait. The caller must
+        `put` the loan back. Raise `PoolTimeout`, `TooManyRequests`, `PoolClosed`, or the
+        error if a connection cannot be opened.
         """
         timeout = self._options.timeout if timeout is None else timeout
         if not 0 <= timeout < math.inf:
@@ -216,7 +216,7 @@ class Pool:
         waiting = len(self._keeper.places.waiting_since())
         if waiting >= limit:
             msg = (
-                f"too many wait for a connection of pool {self.name!r}: "
+                f"too many requests wait for a connection of pool {self.name!r}: "
                 f"{waiting} do, {self._in_use()}; raise max_waiting or max_size"
             )
             raise TooManyRequests(msg)
@@ -232,37 +232,35 @@ class Pool:
         return f"{self._keeper.in_use()} of {self._options.max_size} are in use"
 
     def put(self, loan: Loan) -> None:
-        """Take a connection back, rolled back and in the state of a new one.
+        """Return a connection to the pool: roll it back and reset its session.
 
-        If it cannot be brought into that state it is closed. Does nothing if it was
-        taken back already, or if it belongs to the process that this one was forked
-        from.
+        If that fails, the connection is closed. Does nothing if it was returned already,
+        or if it belongs to the parent of this forked process.
         """
         session = loan.end()
         if session and loan.keeper is self._keeper:
             loan.keeper.take_back(session)
 
     def drop(self, loan: Loan) -> None:
-        """Take a connection back and close it, without waiting for anything.
+        """Return a connection to the pool and close it, without waiting.
 
-        Does nothing if it was taken back already, as in `put`.
+        Does nothing in the cases in which `put` does nothing.
         """
         session = loan.end()
         if session and loan.keeper is self._keeper:
             loan.keeper.discard(session)
 
     def close(self) -> None:
-        """Close the idle connections now, and those in use when they come back.
+        """Close the idle connections now, and those in use when they are returned.
 
-        Those who wait get `PoolClosed`, and so do those who ask later. Does nothing
-        the second time.
+        Waiting and later requests raise `PoolClosed`. Does nothing the second time.
         """
         if not self.closed:
             _pools.discard(self)
             self._keeper.stop()
 
     def status(self) -> PoolStatus:
-        """Return the pool's figures at this moment."""
+        """Return the current figures of the pool."""
         since = self._keeper.places.waiting_since()
         return PoolStatus(
             name=self.name,
@@ -277,7 +275,7 @@ class Pool:
 
 
 def status() -> list[PoolStatus]:
-    """Return the figures of all open pools that this process has used."""
+    """Return the current figures of all open pools that this process has used."""
     return [pool.status() for pool in list(_pools)]
 
 
@@ -291,7 +289,7 @@ _pools: set[Pool] = set()
 
 @forks.after_in_child
 def _after_fork() -> None:
-    """Leave the connections to the parent process, and begin without any."""
+    """Leave the connections to the parent process, and start without any."""
     for pool in list(_pools):
         pool._keeper.leave_to_parent()
         pool._begin()

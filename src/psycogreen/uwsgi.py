@@ -1,6 +1,6 @@
 """psycopg2 under uWSGI's async engines greenlet and uGreen.
 
-It can be imported in uWSGI's processes only, and patches nothing by that. Under
+It can be imported only in uWSGI's processes, and importing it patches nothing. Under
 uWSGI's gevent engine use `psycogreen.gevent`.
 """
 
@@ -28,7 +28,7 @@ try:
     import uwsgi
 except ModuleNotFoundError as ex:
     msg = (
-        "psycogreen.uwsgi works only in uWSGI's processes, no other has the module "
+        "psycogreen.uwsgi works only in uWSGI's processes, which have the module "
         "'uwsgi': run the application with "
         "uwsgi --async N --greenlet --import psycogreen.integrations.uwsgi"
     )
@@ -46,7 +46,7 @@ __all__ = ["bound_stack", "patch_psycopg", "uwsgi_wait_callback"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Anything longer is waited for in several turns: uWSGI's limit is a C int.
+# A longer wait takes several suspensions: uWSGI's limit is a C int.
 _LONGEST_TURN = 3600  # seconds
 
 
@@ -60,11 +60,11 @@ def patch_psycopg(
 
     The same as ``psycogreen.patch_psycopg("uwsgi", ...)``; see
     `psycogreen.patch_psycopg` for *replace*, repetition, and what is raised.
-    *resolve_hosts* and *cancel_interrupted* are without effect, as `psycogreen.status`
-    shows: both take a native thread, and none goes on while uWSGI's loop waits.
-    Raise `RuntimeError` if uWSGI runs neither greenlet nor uGreen, or uGreen
-    without psycogreen's C extension. Under uGreen, say in uWSGI's log which
-    options are missing to keep its workers from crashing.
+    *resolve_hosts* and *cancel_interrupted* have no effect, as `psycogreen.status`
+    shows: both need a native thread, and none runs while uWSGI's loop waits. Raise
+    `RuntimeError` if uWSGI runs neither greenlet nor uGreen, or runs uGreen and
+    psycogreen's C extension is missing. Under uGreen it writes to uWSGI's log which
+    options are missing that keep workers from crashing.
     """
     _find_engine()
     before = get_wait_callback()
@@ -85,21 +85,20 @@ def patch_psycopg(
 
 
 def bound_stack(application: Callable[P, R]) -> Callable[P, R]:
-    """Return *application*, a WSGI callable, such that it cannot overrun its stack.
+    """Wrap *application*, a WSGI callable, so that it cannot overrun its stack.
 
-    Under uGreen on Python 3.14 or newer nothing else keeps recursion in C, such
-    as of nested JSON, from crashing the worker; with this it is a
-    `RecursionError`, as in any thread. It costs a look at the process's memory
-    map for each request. What a generator among the responses does between its
-    pieces stays without bounds.
+    Under uGreen on Python 3.14 or newer, deep recursion in C, as in nested JSON, crashes
+    the worker. In the wrapped application it raises `RecursionError`, as in any thread.
+    This reads the process's memory map in each request. Code that a response's generator
+    runs between its pieces is not protected.
 
-    Everywhere else *application* itself is returned.
+    In all other cases it returns *application* itself.
     """
     if sys.version_info < (3, 14) or engine.engine() != "ugreen":
         return application
     try:
         from psycogreen._uwsgi import _ugreen
-    except ImportError:  # which patch_psycopg() tells of: nothing is suspended
+    except ImportError:  # patch_psycopg() raises the error; nothing is suspended
         return application
 
     @wraps(application)
@@ -120,7 +119,7 @@ class _Engine:
     """How a request is suspended."""
 
     in_request: Callable[[], bool]
-    """Whether this code runs in a request, so that there is one to suspend."""
+    """Returns whether this code runs in a request, which can be suspended."""
     suspend: Callable[[], object]
 
 
@@ -143,15 +142,15 @@ def _find_engine() -> _Engine:
 def _greenlet() -> _Engine:
     from greenlet import getcurrent
 
-    # uWSGI sets the attribute on the greenlets that it makes for requests.
-    # suspend() in any other one would end in a greenlet that has no request.
+    # uWSGI sets the attribute on the greenlets that it makes for requests. suspend() in
+    # any other greenlet would switch to one that has no request.
     return _Engine(lambda: hasattr(getcurrent(), "uwsgi_wsgi_req"), uwsgi.suspend)
 
 
 def _ugreen() -> _Engine:
     if engine.has_jit():
         msg = (
-            "uGreen cannot be used while CPython's JIT compiler is on, which records "
+            "uGreen cannot be used with CPython's JIT compiler, which records "
             "the instructions of all requests as one sequence: unset PYTHON_JIT; or "
             "use --gevent N or --async N --greenlet"
         )
@@ -162,7 +161,7 @@ def _ugreen() -> _Engine:
         _ugreen.prepare()
     except (ImportError, OSError) as ex:
         msg = (
-            "uGreen needs psycogreen's C extension, and there is none that works "
+            "uGreen needs psycogreen's C extension, which is missing or does not work "
             f"with this Python ({platform.python_version()}: {ex}): install a C "
             "compiler and Python's header files, then pip install --force-reinstall "
             "--no-cache-dir --no-binary psycogreen psycogreen; or use --gevent N or "
@@ -174,7 +173,7 @@ def _ugreen() -> _Engine:
 
 try:
     _found = _find_engine()
-except RuntimeError:  # which patch_psycopg() raises to whom it concerns
+except RuntimeError:  # patch_psycopg() raises it again
     _found = _Engine(lambda: False, uwsgi.suspend)
 
 
@@ -189,25 +188,25 @@ def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
 
 
 def _in_hub() -> bool:
-    """Return whether the worker's only thread runs no request.
+    """Return whether the worker's only thread is not in a request.
 
-    What it waits for there may need one of its requests to go on.
+    It must not wait there: the connection may be in use by one of its requests.
     """
     return not _found.in_request() and native.is_main_thread() and uwsgi.worker_id() > 0
 
 
 def _identify() -> int:
-    """Return a number that tells requests apart, and native threads.
+    """Return a number that identifies the request or the native thread.
 
-    uGreen's requests are no greenlets, but each has a socket of its own.
+    uGreen's requests are not greenlets, but each has its own socket.
     """
     return 1 + uwsgi.connection_fd() if _found.in_request() else get_ident()
 
 
 def _suspend_at_most(fd: int, *, write: bool, timeout: float) -> None:
     deadline = time.monotonic() + timeout
-    # uWSGI does not tell why a request goes on, and its seconds are those of the
-    # clock: one of them may be over at once.
+    # uWSGI does not report why it resumes a request. Its timeout counts clock ticks of
+    # whole seconds: the first tick may come immediately.
     while not _is_ready(fd, write=write, timeout=0):
         left = deadline - time.monotonic()
         if left <= 0:
@@ -218,28 +217,28 @@ def _suspend_at_most(fd: int, *, write: bool, timeout: float) -> None:
 def _suspend_until_ready(fd: int, *, write: bool, limit: int) -> None:
     """Suspend the request, for at most *limit* of uWSGI's seconds; 0 is no limit."""
     wait_fd = uwsgi.wait_fd_write if write else uwsgi.wait_fd_read
-    # Both calls from C, so that nothing gets between them. Between two lines of
-    # Python a signal handler may run, or the garbage collector a destructor, and
-    # make a query: the end of its wait takes this one's descriptor, too, off
-    # uWSGI's list for the request, and the request would never be resumed.
+    # C makes both calls, so that no other code runs between them. Between two lines of
+    # Python, a signal handler or a destructor may make a query. The end of its wait
+    # would also remove this descriptor from uWSGI's list for the request, and the
+    # request would never be resumed.
     calls: list[Callable[[], object]] = [partial(wait_fd, fd, limit), _found.suspend]
     deque(map(operator.call, calls), maxlen=0)
 
 
 def _is_ready(fd: int, *, write: bool, timeout: float | None) -> bool:
-    """Wait for *fd* with all of this thread, at most *timeout* seconds."""
+    """Block this thread until *fd* is ready, for at most *timeout* seconds."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT if write else select.POLLIN)
     return bool(poll.poll(None if timeout is None else ceil(timeout * 1000)))
 
 
-# uWSGI's own calls are all there is to wait with: no hub, no set of its own.
+# uWSGI has no hub, so there is no epoll set: only its own calls can wait.
 @wait_callback(Framework(_wait_socket, epoll_set=lambda: None))
 def uwsgi_wait_callback(conn: connection, timeout: float | None = None) -> None:
     """Wait until *conn* is ready, letting other requests run meanwhile.
 
-    psycopg2 calls it once `patch_psycopg()` has installed it. An application
-    may call it too, after ``psycopg2.connect(..., async_=True)`` and after each
+    psycopg2 calls it after `patch_psycopg()` has installed it. An application may also
+    call it itself, after ``psycopg2.connect(..., async_=True)`` and after each
     ``execute()`` on such a connection.
 
     *timeout* limits each single wait for the socket, in seconds; ``None`` or a
@@ -249,9 +248,8 @@ def uwsgi_wait_callback(conn: connection, timeout: float | None = None) -> None:
         psycopg2.extensions.set_wait_callback(
             functools.partial(uwsgi_wait_callback, timeout=1))
 
-    Where there is no request to suspend it waits and lets nothing else run: at
-    import, in hooks, in mules and spoolers, in native threads, and in a uWSGI
-    without either engine.
+    Outside a request it blocks the thread: at import, in hooks, in mules and spoolers,
+    in native threads, and in a uWSGI without either engine.
 
     Raise `psycogreen.WaitTimeout` when a wait takes longer.
     """

@@ -232,7 +232,7 @@ def test_silent_server(green, proxy, caplog, monkeypatch):
     assert ticker.longest_stall < 0.9
     [record] = caplog.records
     assert (record.name, record.levelname) == ("psycogreen", "WARNING")
-    assert "has not taken it within 1 s" in record.getMessage()
+    assert "has not accepted the request within 1 s" in record.getMessage()
     assert f"port {proxy.port}" in record.getMessage()
 
 

@@ -43,7 +43,7 @@ IN_HUB = (
 
 
 def _load() -> ModuleType:
-    """Return the twin that is to be used: ``PSYCOGREEN_PURE=1`` forces Python."""
+    """Return the twin to use: ``PSYCOGREEN_PURE=1`` forces Python."""
     if not os.environ.get("PSYCOGREEN_PURE"):
         with contextlib.suppress(ImportError):
             return import_module("psycogreen._interface._turns")

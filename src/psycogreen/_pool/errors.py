@@ -1,4 +1,4 @@
-"""What a pool raises. Django takes each for its own ``OperationalError``."""
+"""The errors of a pool. Django converts each to its own ``OperationalError``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class PoolTimeout(psycopg2.OperationalError):
 
 
 class TooManyRequests(psycopg2.OperationalError):
-    """Too many wait for a connection already."""
+    """Too many callers wait for a connection already."""
 
 
 class PoolClosed(psycopg2.OperationalError):

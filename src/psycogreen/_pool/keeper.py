@@ -1,7 +1,7 @@
 """The connections that a pool has in one process: opened, checked, replaced, closed.
 
-All of it happens in the background, in threads, which are greenlets where a framework
-has monkey-patched them. There nobody who asks for a connection can interrupt it.
+All of this happens in background threads, which are greenlets if a framework has
+monkey-patched them. So a caller that is interrupted does not interrupt it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger("psycogreen")
 
 
 class Keeper:
-    """Keeps the connections of a pool, and the places that they are in."""
+    """Opens and closes the connections of a pool, and holds their places."""
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ class Keeper:
         configure: Configure,
         options: Options,
     ) -> None:
-        """Have no connection before the first is asked for.
+        """Make a keeper for the pool *name*, without connections yet.
 
-        *name* is the pool's. *connect* returns a new connection.
+        *connect* returns a new connection.
         """
         self._name = name
         self._connect = connect
@@ -51,27 +51,27 @@ class Keeper:
         return not self._unused
 
     def start(self) -> None:
-        """Begin to tend the connections. Does nothing the second time."""
+        """Start the background thread. Does nothing the second time."""
         if not self._unused:
             return
         try:
             self._unused.pop()
         except IndexError:
             return  # another thread was first
-        # Made now: the pool itself may be from before the monkey patch.
+        # Made here: the pool itself may have been made before the monkey patch.
         ended = _thread.allocate_lock()
         ended.acquire()
         self._ended.append(ended)
         _start(partial(self._tend, ended))
 
     def stop(self) -> None:
-        """Close the idle connections now, and any other one when it comes back."""
+        """Close the idle connections now, and each of the others when it is returned."""
         self.places.close(self.closed_error)
         for ended in self._ended:
             ended.release()
 
     def closed_error(self) -> PoolClosed:
-        """Return the error for those who ask a pool that was closed."""
+        """Return the error for callers of a closed pool."""
         return PoolClosed(f"pool {self._name!r} is closed")
 
     def leave_to_parent(self) -> None:
@@ -82,7 +82,7 @@ class Keeper:
         self.stop()
 
     def size(self) -> int:
-        """Return how many connections there are, or are being opened or closed."""
+        """Return how many connections there are, including those being opened or closed."""
         return self._options.max_size - self.places.empty()
 
     def in_use(self) -> int:
@@ -90,7 +90,7 @@ class Keeper:
         return self._options.max_size - self.places.free()
 
     def take_back(self, session: Session) -> None:
-        """Make a session as new, for the next one who asks, or close it."""
+        """Reset a session for its next user, or close it."""
         try:
             good = session.renew(self._configure) and not session.is_old()
         except Exception as ex:  # noqa: BLE001
@@ -105,7 +105,7 @@ class Keeper:
             self.discard(session)
 
     def discard(self, session: Session) -> None:
-        """Close a session; its place is free again once the server's process is gone."""
+        """Close a session; its place becomes free when the server's process has ended."""
         session.close()
         if not _start(partial(self._await_end, session)):
             self.places.release(None)
@@ -119,8 +119,8 @@ class Keeper:
     def _open_soon(self) -> None:
         """Open a session in the background.
 
-        Not in the greenlet that asks for it: that one may be killed, or give up, and
-        the server have a connection that nobody counts.
+        Not in the greenlet that asks for it: if that is killed or times out, the server
+        would have a connection that the pool does not count.
         """
         if not _start(self._open):
             self._open()
@@ -142,15 +142,15 @@ class Keeper:
             self.places.release(session)
 
     def _report(self, ex: BaseException) -> None:
-        """Tell the first in the queue why there is no connection."""
-        if not isinstance(ex, Exception):  # it is not the one who was killed
+        """Raise *ex* in the first caller of the queue, or log it if there is none."""
+        if not isinstance(ex, Exception):  # a kill, which must not kill the caller too
             msg = f"opening a connection was interrupted by {ex!r}"
             ex = psycopg2.OperationalError(msg)
         if not self.places.fail(ex):
             logger.warning("pool %r: cannot open a connection: %s", self._name, ex)
 
     def _tend(self, ended: Any) -> None:  # noqa: ANN401
-        """Open what is missing and close what is too old, until the pool is closed."""
+        """Open missing connections and close old ones, until the pool is closed."""
         shortest = min(self._options.max_idle, self._options.max_lifetime)
         interval = min(30.0, max(0.05, shortest / 10))
         while not self.places.closed:
@@ -174,9 +174,9 @@ class Keeper:
 
 
 def _start(function: Callable[[], None]) -> bool:
-    """Run *function* in the background, in a thread, which may be a greenlet.
+    """Run *function* in a background thread, which may be a greenlet.
 
-    Return ``False`` if none can be started: the interpreter shuts down.
+    Return ``False`` if no thread can be started because the interpreter shuts down.
     """
     try:
         _thread.start_new_thread(function, ())

@@ -1,4 +1,4 @@
-"""The options of a pool, which have the names that ``psycopg_pool`` gives them."""
+"""The options of a pool, with the names that ``psycopg_pool`` uses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Options:
-    """What `psycogreen.pool.Pool` documents. Raise `ValueError` for a wrong value."""
+    """The options that `psycogreen.pool.Pool` documents. Raise `ValueError` if invalid."""
 
     min_size: int
     max_size: int

@@ -1,15 +1,13 @@
-"""The places of a pool, and the queue of those who wait for one.
+"""The places of a pool, and the queue of the callers that wait for one.
 
-A pool has as many places as it may have connections. A place is always somewhere:
-it is free, with an idle session or empty; or somebody has it, who uses, opens, or
-closes a session. So what is free says what is in use, and none can be lost by a count
-that went wrong.
+A pool has as many places as it may have connections. A place is either free, with an
+idle session or empty, or in use by code that uses, opens or closes a session. So the
+number in use follows from the free places, and no separate count can be wrong.
 
-There is no lock. Each step is one operation of a `deque`, which is atomic, and what
-another thread may have changed before the next one is looked at again. A lock could
-not be held here: a destructor that the garbage collector runs in the middle may give
-back a connection itself. A greenlet cannot be killed between two steps, since it does
-not wait there.
+There is no lock. Each step is one operation of a `deque`, which is atomic; the next step
+checks again what another thread may have changed. A lock would deadlock: the garbage
+collector may run a destructor in the middle that returns a connection itself. A greenlet
+cannot be killed between two steps, since it does not wait there.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Waiter:
-    """Somebody in the queue."""
+    """A caller in the queue."""
 
     def __init__(self) -> None:
         """Begin to wait."""
@@ -36,7 +34,7 @@ class Waiter:
         self.served.acquire()
 
     def result(self) -> Session:
-        """Return what it was served with, or raise that."""
+        """Return the session that the caller got, or raise the error."""
         if self.error is not None:
             raise self.error
         assert self.session
@@ -52,11 +50,11 @@ class Places:
         open_session: Callable[[], None],
         discard: Callable[[Session], None],
     ) -> None:
-        """Have *count* places.
+        """Make *count* places.
 
-        *open_session* is called with a place taken for it. It returns at once; when it
-        is done, `opened` is called, and the place released. *discard* is called with a
-        session that is no longer good; it returns at once, and ends with `release`.
+        *open_session* is called after a place was taken for it. It returns immediately;
+        later it calls `opened` and releases the place. *discard* is called with a session
+        that is no longer usable. It returns immediately, and later calls `release`.
         """
         self._free: deque[Session | None] = deque([None] * count)
         self._waiters: deque[Waiter] = deque()
@@ -67,27 +65,30 @@ class Places:
 
     @property
     def closed(self) -> bool:
-        """Whether nobody is served any more."""
+        """Whether `close` was called."""
         return self._closed is not None
 
     def idle(self) -> list[Session]:
-        """Return the idle sessions, the one that has been idle for longest first."""
+        """Return the idle sessions, the longest idle one first."""
         return [place for place in self._free.copy() if place is not None]
 
     def empty(self) -> int:
-        """Return how many places are free, and no connection is there."""
+        """Return how many places are free and have no session."""
         return self._free.count(None)
 
     def free(self) -> int:
-        """Return how many places nobody has."""
+        """Return how many places are free, with a session or empty."""
         return len(self._free)
 
     def waiting_since(self) -> list[float]:
-        """Return since when each in the queue has been waiting."""
+        """Return when each waiter began to wait, in the time of `time.monotonic`."""
         return [waiter.since for waiter in self._waiters.copy()]
 
     def claim(self, place: Session | None) -> bool:
-        """Take that idle session, or an empty place; return whether it was free."""
+        """Take that idle session, or with ``None`` an empty place, if it is free.
+
+        Return whether it was free.
+        """
         try:
             self._free.remove(place)
         except ValueError:
@@ -95,10 +96,10 @@ class Places:
         return True
 
     def take(self, timeout: float) -> Session | None:
-        """Return a session that is alive; ``None`` if *timeout* seconds were too few.
+        """Return a session that is alive; ``None`` after *timeout* seconds without one.
 
-        Those who wait are served in the order in which they came. Raise what opening a
-        connection has raised.
+        Callers are served in the order in which they came. Raise the error if opening
+        a connection fails.
         """
         while not self._waiters:
             try:
@@ -128,36 +129,36 @@ class Places:
         return waiter.result()
 
     def _leave(self, waiter: Waiter) -> bool:
-        """Leave the queue; return ``False`` if *waiter* has been served meanwhile."""
+        """Leave the queue; return ``False`` if *waiter* was served meanwhile."""
         try:
             self._waiters.remove(waiter)
         except ValueError:
-            waiter.served.acquire()  # another thread may be about to do it
+            waiter.served.acquire()  # another thread may not have finished serving it
             return False
         return True
 
     def release(self, session: Session | None) -> None:
-        """Give back a place, with a session that is as new or empty."""
+        """Give back a place, with a session that was reset, or empty."""
         if session is None:
             self._free.appendleft(None)
         else:
-            # The one used last is used next: those idle at the other end time out.
+            # The most recently used session is used next, so that others get idle.
             self._free.append(session)
         self._serve()
 
     def open_one(self) -> bool:
-        """Have a session opened; return ``False`` if no place is empty."""
+        """Start to open a session; return ``False`` if no place is empty."""
         if not self.claim(None):
             return False
         self._open()
         return True
 
     def opened(self) -> None:
-        """Note that a session is no longer being opened, whatever came of it."""
+        """Record that opening a session has ended, with success or not."""
         self._opening.pop()
 
     def fail(self, error: Exception) -> bool:
-        """Raise *error* at the first in the queue; return whether anybody was there."""
+        """Raise *error* in the first caller of the queue; return whether there was one."""
         try:
             waiter = self._waiters.popleft()
         except IndexError:
@@ -167,20 +168,20 @@ class Places:
         return True
 
     def close(self, error: Callable[[], Exception]) -> None:
-        """Serve nobody any more: raise an *error* at each who waits, now or later.
+        """Close: raise an *error* in each caller that waits, now or later.
 
-        Idle sessions are discarded, and any other one when its place is released.
+        Discard the idle sessions now, and each of the others when its place is released.
         """
         self._closed = error
         self._serve()
 
     def _serve(self) -> None:
-        """Hand free sessions to those in the queue; have new ones opened for them."""
+        """Give free sessions to the callers in the queue; open new ones for the rest."""
         while self._waiters and not self._closed:
             try:
                 session = self._free.pop()
             except IndexError:
-                break  # the next one who releases a place comes here
+                break  # the next release of a place calls this again
             if session is None:
                 if not self._open_for_waiters():
                     break
@@ -192,7 +193,7 @@ class Places:
             self._turn_away(self._closed)
 
     def _open_for_waiters(self) -> bool:
-        """Use an empty place, just taken; return whether that may be worth repeating."""
+        """Use an empty place that was just taken; return whether to try another one."""
         if len(self._opening) < len(self._waiters):
             self._open()
             return True
@@ -208,7 +209,7 @@ class Places:
         try:
             waiter = self._waiters.popleft()
         except IndexError:
-            self._free.append(session)  # somebody has left the queue
+            self._free.append(session)  # the last waiter has left the queue
         else:
             waiter.session = session
             waiter.served.release()

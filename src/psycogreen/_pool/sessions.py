@@ -1,4 +1,4 @@
-"""One connection of a pool: whether it is alive, how it becomes as new, how it ends."""
+"""One connection of a pool: whether it is alive, how it is reset, how it ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Configure = Callable[["WatchedConnection"], object]
 
-# What the server reports by itself when it changes, and psycopg2 relies on.
+# The settings whose changes the server reports, and that psycopg2 relies on.
 _REPORTED = ("client_encoding", "DateStyle", "TimeZone", "session_authorization")
 
 # Seconds. A server that cannot be reached is given up after about 20.
@@ -31,24 +31,24 @@ _UNACKNOWLEDGED = 20
 
 
 class Session:
-    """A connection, and its server process until that is gone.
+    """A connection, and its server process until that has ended.
 
-    It holds a duplicate of the socket: the server closes its end when its process
-    ends, and only the duplicate can tell that once libpq has closed its own, as it
-    does when a query is interrupted.
+    It holds a duplicate of the socket. The server closes its end when its process ends;
+    the duplicate shows that even after libpq has closed its own descriptor, as it does
+    when a query is interrupted.
     """
 
     def __init__(self, conn: WatchedConnection, lifetime: float) -> None:
         """Take over *conn*, to be used for about *lifetime* seconds."""
         self.conn = conn
-        # Not all at once: those opened together would be replaced together.
+        # Vary it, so that connections opened together are not replaced together.
         self._expires = time.monotonic() + lifetime * random.uniform(0.95, 1)
         self._socket = os.dup(conn.fileno())
 
     def prepare(self, configure: Configure) -> None:
-        """Have *configure* set up the connection, and remember its state as the new one.
+        """Call *configure*, and remember the resulting state as that of a new session.
 
-        Raise `psycopg2.ProgrammingError` if that leaves it in a transaction.
+        Raise `psycopg2.ProgrammingError` if *configure* leaves it in a transaction.
         """
         conn = self.conn
         configure(conn)
@@ -59,38 +59,38 @@ class Session:
         self._autocommit = conn.autocommit
         self._cursor_factory = conn.cursor_factory
         self._casters = dict(conn.string_types)
-        # With autocommit psycopg2 keeps these as defaults of the session, which
-        # "discard all" would take away.
+        # With autocommit psycopg2 stores these as defaults of the session, which
+        # "discard all" resets.
         modes = (conn.isolation_level, conn.readonly, conn.deferrable)
         self._needs_defaults = conn.autocommit and modes != (None, None, None)
         conn.traces = False
         self.idle_since = time.monotonic()
 
     def is_old(self) -> bool:
-        """Return whether it has lived for as long as it should."""
+        """Return whether its lifetime is over."""
         return self._expires < time.monotonic()
 
     def is_alive(self) -> bool:
-        """Return whether the server has neither hung up nor spoken.
+        """Return whether the server has neither closed the session nor sent anything.
 
-        An idle server has nothing to say but that it ends, or that it was told to
-        change its settings: in either case a new connection is better.
+        An idle session receives only the server's end or a change of its settings. In
+        both cases a new connection is better.
         """
-        # A poll object of its own: two threads may ask at once.
+        # A new poll object each time: two threads may call this concurrently.
         poll = original("select", "poll")()
         poll.register(self._socket, select.POLLIN)
         return not self.conn.closed and not poll.poll(0)
 
     def renew(self, configure: Configure) -> bool:
-        """Bring the connection into the state of a new one; return whether it is.
+        """Reset the session to the state of a new one; return whether that succeeded.
 
-        Wait for a query if it is in a transaction, and if a statement may have left
-        something behind; the latter takes *configure* as well.
+        It waits for a query if the session is in a transaction, or if a statement may
+        have changed the session. In the latter case it calls *configure* again.
         """
         conn = self.conn
         if conn.closed or conn.held:
             return False
-        # They differ where a statement's own text has begun or ended a transaction.
+        # They differ if the text of a statement began or ended a transaction.
         idle = conn.get_transaction_status() == TRANSACTION_STATUS_IDLE
         if not idle or conn.status != STATUS_READY:
             conn.rollback()
@@ -107,14 +107,14 @@ class Session:
         return self._state() == self._new
 
     def _execute(self, statement: str) -> None:
-        """Execute *statement* in no transaction."""
+        """Execute *statement* outside a transaction."""
         self.conn.autocommit = True
         with self.conn.cursor() as cursor:
             cursor.execute(statement)
         self.conn.autocommit = self._autocommit
 
     def _restore(self) -> None:
-        """Undo what psycopg2 keeps by itself."""
+        """Restore the state that psycopg2 keeps in the connection object."""
         conn = self.conn
         if conn.autocommit != self._autocommit:
             conn.autocommit = self._autocommit
@@ -127,7 +127,7 @@ class Session:
                 messages.clear()
 
     def _state(self) -> tuple[Any, ...]:
-        """Return what psycopg2 keeps of a session, and what the server reports."""
+        """Return psycopg2's state of the session, and the settings the server reports."""
         conn = self.conn
         return (
             conn.get_transaction_status(),
@@ -138,32 +138,32 @@ class Session:
         )
 
     def close(self) -> None:
-        """Close the connection, which the server notices in its own time."""
+        """Close the connection. The server's process may end later: see `await_end`."""
         with contextlib.suppress(psycopg2.Error):
             self.conn.close()
 
     def await_end(self) -> None:
         """Wait until the server's process has ended, after `close`.
 
-        It has no limit of time: an interrupted query that could not be cancelled
-        goes on, and counts as one of the server's connections.
+        There is no time limit: an interrupted query that could not be cancelled runs on,
+        and its process counts as one of the server's connections.
         """
         with socket.socket(fileno=self._socket) as duplicate:
             duplicate.settimeout(None)
             if duplicate.family != socket.AF_UNIX:
                 _give_up_in_time(duplicate)
             with contextlib.suppress(OSError):
-                # libpq's end of the socket is closed, but this one kept it open for
-                # the server, which may be in the middle of a message or of a COPY.
+                # The duplicate keeps the socket open for the server, which may wait for
+                # the rest of a message or of a COPY: shut it down.
                 duplicate.shutdown(socket.SHUT_WR)
                 while duplicate.recv(65536):
                     pass
 
     def leave_to_parent(self) -> None:
-        """Let go of an idle connection that a fork has brought into this process.
+        """Drop an idle connection that belongs to the parent of this forked process.
 
-        The parent's server must not hear of it: the socket is exchanged before it
-        is closed.
+        Closing it must not end the parent's session: the socket is replaced before the
+        connection is closed.
         """
         forks.disconnect([self.conn.fileno()])
         os.close(self._socket)
@@ -171,7 +171,7 @@ class Session:
 
 
 def _give_up_in_time(duplicate: socket.socket) -> None:
-    """Have the kernel end the connection to a server that cannot be reached."""
+    """Make the kernel end the connection if the server cannot be reached."""
     duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE.items():
         if option := getattr(socket, name, None):

@@ -1,8 +1,8 @@
-"""What a statement leaves behind in its session, for the next user of the connection.
+"""Decide whether a statement changes its session for the next user of the connection.
 
-The server does not tell that, and to reset each connection on return costs a query.
-So the statements are looked at: those of a list leave nothing behind, any other may.
-A function that is called can do what it likes; only PostgreSQL's own are known here.
+The server does not report such changes, and a reset on each return costs a query. So the
+pool looks at the statements: those of a list leave no traces, any other may. A call of a
+function may change the session too; only PostgreSQL's own functions are known here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from psycopg2.extensions import connection, cursor
 from psycopg2.extensions import cursor as Cursor
 from psycopg2.sql import Composable
 
-# What ends with the statement or its transaction. Comments and brackets may come first.
+# Statements whose effect ends with them or their transaction. Comments and brackets may
+# come first.
 _HARMLESS = re.compile(
     r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*"
     r"(?:select|insert|update|delete|merge|with|values|table|explain|show|copy|fetch|move"
@@ -24,7 +25,7 @@ _HARMLESS = re.compile(
     r"|declare)\b",
     re.IGNORECASE | re.DOTALL,
 )
-# What does not, where one of those statements contains it; and a second statement.
+# Parts of such statements whose effect stays; and the beginning of a second statement.
 _TRACES = re.compile(
     r"set_config|advisory_lock|setseed|\bwith\s+hold\b|;\s*\S"
     r"|\binto\s+(?:local\s+|global\s+)?temp",
@@ -49,7 +50,7 @@ _look_cached = lru_cache(1024)(_look)
 
 
 class _WatchedCursor(cursor):
-    """Notes at its connection what its statements may leave behind."""
+    """A cursor that records on its connection whether its statements may leave traces."""
 
     connection: WatchedConnection
 
@@ -73,10 +74,10 @@ class _WatchedCursor(cursor):
 
 
 class WatchedConnection(connection):
-    """Knows whether its session may be other than a new one's."""
+    """A connection that knows whether its session may differ from a new one."""
 
     traces = False
-    """Whether a statement may have left something behind."""
+    """Whether a statement may have left traces in the session."""
 
     held = 0
     """How many cursors ``with hold`` have been made and not closed."""
@@ -88,7 +89,7 @@ class WatchedConnection(connection):
         withhold: bool = False,
         scrollable: bool | None = None,
     ) -> Any:  # noqa: ANN401
-        """Return a cursor as psycopg2 does, of a class that notes its statements."""
+        """Return a cursor as psycopg2 does, of a class that records its statements."""
         given: Any = self.cursor_factory if cursor_factory is None else cursor_factory
         given = given or Cursor
         if isinstance(given, type):
@@ -99,24 +100,24 @@ class WatchedConnection(connection):
         return self.check(made)
 
     def check(self, made: Cursor) -> Any:  # noqa: ANN401
-        """Return that cursor; note that it may do anything, if it is not watched."""
+        """Return *made*; if it is not a watched cursor, assume that it leaves traces."""
         if not isinstance(made, _WatchedCursor):
             self.traces = True
         return made
 
     def reset(self) -> None:
-        """Reset the session as psycopg2 does: to another state than a new one's."""
+        """Reset the session as psycopg2 does: its state then differs from a new one's."""
         self.traces = True
         super().reset()
 
     def note(self, query: Any, by: Cursor) -> None:  # noqa: ANN401
-        """Note what *query* may leave behind."""
+        """Record whether *query* may leave traces."""
         if not self.traces:
             self.traces = leaves_traces(_text(query, by))
 
 
 class _Checked:
-    """Comes before a class of connections that may make its cursors by itself."""
+    """The first base of a connection class that may make its own cursors."""
 
     def cursor(self: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
         return self.check(super().cursor(*arguments, **options))  # type: ignore[misc]
@@ -127,7 +128,7 @@ def _text(query: Any, by: Cursor) -> str:  # noqa: ANN401
         return query
     if isinstance(query, Composable):
         return query.as_string(by)
-    # A statement that psycopg2 will refuse counts as one that leaves traces.
+    # A statement that psycopg2 will refuse counts as leaving traces.
     return query.decode("latin-1") if isinstance(query, bytes) else ""
 
 

@@ -6,7 +6,7 @@ import mmap
 import sys
 from types import ModuleType
 
-# Bytes: uGreen's default, and what Python's recursion limits need.
+# In bytes: uGreen's default, and the size that Python's recursion limits need.
 UGREEN_DEFAULT_STACK = 256 * 1024
 UGREEN_STACK = 8 * 1024 * 1024
 
@@ -14,11 +14,11 @@ CHOICES = "--gevent N, --async N --greenlet or --async N --ugreen"
 
 
 def engine() -> str | None:
-    """Return ``"gevent"``, ``"greenlet"`` or ``"ugreen"``, or ``None``.
+    """Return uWSGI's async engine: ``"gevent"``, ``"greenlet"`` or ``"ugreen"``.
 
-    ``None`` means that this is not uWSGI, or that it has no engine that psycopg2
-    can wait with; `why_none` gives the reason. The answer is the same in all of
-    uWSGI's processes, although only the workers run the engine.
+    Return ``None`` if this is not uWSGI, or uWSGI has no engine that psycopg2 can wait
+    with; `why_none` gives the reason. The result is the same in all of uWSGI's
+    processes, although only the workers run the engine.
     """
     uwsgi = _uwsgi()
     if uwsgi is None:
@@ -27,7 +27,7 @@ def engine() -> str | None:
         return "gevent" if uwsgi.loop == b"gevent" else None
     if _number(uwsgi, "async") < 2:
         return None
-    # With both of them the greenlet plugin takes over: it initialises later.
+    # With both options the greenlet plugin wins: it initialises later.
     return next((name for name in ("greenlet", "ugreen") if _is_on(uwsgi, name)), None)
 
 
@@ -35,7 +35,7 @@ def why_none() -> str:
     """Return why there is no engine, and the options that give one."""
     uwsgi = _uwsgi()
     if uwsgi is None:
-        return "this process is not uWSGI's"
+        return "this process does not belong to uWSGI"
     if uwsgi.loop is not None:
         reason = f"psycopg2 cannot wait with uWSGI's loop {uwsgi.loop.decode()!r}"
     elif _number(uwsgi, "async") > 1:
@@ -46,7 +46,7 @@ def why_none() -> str:
 
 
 def dangers() -> list[str]:
-    """Return those of uWSGI's options that can crash a worker with this engine."""
+    """Return warnings about uWSGI's options that can crash a worker with this engine."""
     uwsgi = _uwsgi()
     if uwsgi is None or engine() != "ugreen":
         return []
@@ -54,7 +54,7 @@ def dangers() -> list[str]:
     size = _number(uwsgi, "ugreen-stacksize") * mmap.PAGESIZE or UGREEN_DEFAULT_STACK
     if size < UGREEN_STACK:
         found.append(
-            f"uGreen's stacks are {size // 1024} KB, deep recursion in C (nested "
+            f"uGreen's stacks are {size // 1024} KB: deep recursion in C (nested "
             "JSON, pickles, comparisons) crashes the worker where Python would raise "
             f"RecursionError: set ugreen-stacksize = {UGREEN_STACK // mmap.PAGESIZE}"
         )

@@ -1,12 +1,11 @@
-"""How a query waits: the callback, the epoll set, and what both need.
+"""How a query waits: the wait callback, the epoll set, and the modules that both use.
 
-Start with `callback`: the loop that drives ``connection.poll()``. For a connected
-socket it takes the short way, an `epoll` set that the framework's hub watches; the
-loop of that way is compiled (``_speedups.c``), with `pure` as its twin in Python, and
-`twin` chooses between the two. `deadline` keeps ``connect_timeout``, `cancel` ends a
-query on the server when its wait was interrupted, `libpq` calls what psycopg2 does not
-offer, `offload` runs blocking calls in native threads, `native` holds the operating
-system's own threads and waits, `forks` runs what a forked child has to forget, and
-`stats` counts. `hub` tells what is needed of a framework. Nothing here imports a
-framework or another room.
+Start with `callback`: the loop that drives ``connection.poll()``. An established
+connection takes the fast path, an `epoll` set that the framework's hub watches. The loop
+of the fast path is compiled (``_speedups.c``), with `pure` as its twin in Python; `twin`
+selects one of them. `deadline` keeps ``connect_timeout``. `cancel` cancels a query on
+the server when its wait was interrupted. `libpq` calls functions that psycopg2 does not
+offer. `offload` runs blocking calls in native threads. `native` has the operating
+system's threads and waits. `forks` is the fork hook. `stats` counts. `hub` is the
+interface to a framework. No module here imports a framework or another room.
 """

@@ -1,12 +1,11 @@
-/* What runs for every query, in C. Its twin in Python is pure.py: the names and
-   the behaviour are the same, and what is unusual is left to the same methods and
-   functions in Python.
+/* The fast path of a wait, in C. Its twin in Python is pure.py: the names and the
+   behaviour are the same, and both leave the unusual cases to the same Python code.
 
-   References across a switch: while a greenlet is switched away from, its C frames
-   lie on the heap with the references that they hold. Nothing borrowed may be used
-   after a switch, unless it hangs on what a frame owns. If the greenlet is dropped
-   meanwhile, greenlet throws GreenletExit into it, so that its frames return and
-   release what they own.
+   References across a switch: while another greenlet runs, the C frames of a greenlet
+   lie on the heap with the references that they hold. A borrowed reference must not be
+   used after a switch, unless an object that a frame owns holds it. If the greenlet is
+   dropped meanwhile, greenlet throws GreenletExit into it, so that its frames return and
+   release their references.
 */
 
 #define PY_SSIZE_T_CLEAN
@@ -15,14 +14,14 @@
 #include <sys/epoll.h>
 #include <time.h>
 
-/* Of its C API nothing is used but what has been in the same place since 2.0, see
-   import_greenlet(): it may be built with one version and run with another. */
+/* Only the part of greenlet's C API that is the same since 2.0 is used, see
+   import_greenlet(): this may be built with one version and run with another. */
 #include <greenlet/greenlet.h>
 
 #define CHECK_INTERVAL 1000
 
-/* So many events are taken at once. They lie on the stack, which greenlet copies
-   at each switch; what is left over is there the next time that the loop looks. */
+/* The maximum number of events in a batch. They lie on the stack, which greenlet copies
+   at each switch. The loop finds the remaining events in its next turn. */
 #define BATCH 64
 
 /* psycopg2.extensions.POLL_OK, POLL_READ. */
@@ -33,7 +32,7 @@ typedef struct {
     PyTypeObject *entry_type;
     PyTypeObject *wait_type;
     PyObject *entries; /* a dictionary: descriptor -> Entry */
-    PyObject *polls;   /* a dictionary: id of a connection -> what stands for its poll */
+    PyObject *polls;   /* a dictionary: id of a connection -> replacement of its poll */
     PyObject *poll;    /* names of methods */
     PyObject *fileno;
     PyObject *hold;
@@ -52,7 +51,7 @@ typedef struct {
     PyTypeObject *plain;
     PyObject *switch_;  /* the hub's, bound */
     PyObject *epoll;    /* kept for Python, which closes it */
-    uint64_t thread;    /* whose hub it is; a thread's number would be used again */
+    uint64_t thread;    /* the hub's thread; this number is never reused */
     int epoll_fd;
     char abandoned;
     char held;
@@ -68,7 +67,7 @@ typedef struct {
     PyObject *waiter;
     double since;   /* of time.monotonic() */
     int fd;
-    int state;      /* what the kernel's set tells of it; 0 if it is not there */
+    int state;      /* what the kernel's set reports for it; 0 if it is not there */
 } Entry;
 
 typedef struct {
@@ -104,7 +103,7 @@ take_raised(void)
 #endif
 }
 
-/* Set an exception, whose reference is taken over, with the traceback that it has. */
+/* Set an exception, with its traceback. Steals the reference. */
 static void
 raise_again(PyObject *value)
 {
@@ -161,7 +160,7 @@ entry_clear(Entry *self)
     return 0;
 }
 
-/* Free what tp_clear has emptied. An instance of a heap type owns it. */
+/* Free an object after tp_clear. An instance owns a reference to its heap type. */
 static void
 free_object(PyObject *self)
 {
@@ -205,8 +204,8 @@ static PyType_Spec entry_spec = {
     .slots = entry_slots,
 };
 
-/* Return the entry of a descriptor, borrowed from the dictionary; NULL without an
-   exception if there is none, or with one. */
+/* Return the entry of a descriptor, borrowed from the dictionary. Return NULL without an
+   exception if there is none, or with one set after an error. */
 static Entry *
 get_entry(State *state, PyObject *fd)
 {
@@ -251,8 +250,8 @@ call_method_with(PyObject *self, PyObject *name, PyObject *argument)
     return result ? 0 : -1;
 }
 
-/* Let the hub report the exception that is set, and clear it. Return 0, or -1 with an
-   exception set if the hub's loop has to end. */
+/* Clear the exception that is set and let the hub report it. Return 0, or -1 with an
+   exception set if the hub's loop must end. */
 static int
 report(State *state, Set *self)
 {
@@ -263,8 +262,8 @@ report(State *state, Set *self)
     return status;
 }
 
-/* Let the greenlet that waits for a descriptor run until it waits again; without
-   one, have the descriptor removed. Return 0, or -1 with an exception set. */
+/* Run the greenlet that waits for a descriptor until it switches back. If none waits,
+   remove the descriptor. Return 0, or -1 with an exception set. */
 static int
 wake(State *state, Set *self, int number)
 {
@@ -285,7 +284,7 @@ wake(State *state, Set *self, int number)
         waiter = entry->waiter;
     }
     if (waiter) {
-        /* The entry lets go of it while it runs. */
+        /* The entry drops its reference while the greenlet runs. */
         Py_INCREF(waiter);
         self->ended++;
         result = PyGreenlet_Switch((PyGreenlet *)waiter, NULL, NULL);
@@ -319,8 +318,8 @@ check(State *state, Set *self)
     return replaced;
 }
 
-/* Wake all whose sockets are ready. Return 0, or -1 with an exception set, which the
-   hub was told of already unless it is of this function's own. */
+/* Wake the greenlets whose sockets are ready. The hub reports their exceptions. Return 0,
+   or -1 with an exception set if the hub's loop must end. */
 static int
 wake_ready(State *state, Set *self)
 {
@@ -341,9 +340,9 @@ wake_ready(State *state, Set *self)
 
 PyDoc_STRVAR(collect_doc,
 "collect(ignored=None)\n--\n\n"
-"Wake the greenlets whose sockets are ready. Called in the hub, with anything.\n\n"
-"No exception comes out of it, or the hub would stop watching: the hub reports it,\n"
-"and may raise only if its loop has to end.");
+"Wake the greenlets whose sockets are ready. Called in the hub.\n\n"
+"It raises no exception, after which the hub would stop watching: the hub's\n"
+"handle_error reports it, and raises it only if the loop must end.");
 
 static PyObject *
 collect(Set *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(nargs))
@@ -481,8 +480,8 @@ static PyType_Spec set_spec = {
 
 /* ---- the wait -------------------------------------------------------------- */
 
-/* Call what stands for the poll() of a connection, or else that. Return what it returns,
-   a new reference, or NULL with an exception set. */
+/* Call the replacement of a connection's poll() if there is one, else poll(). Return the
+   result, a new reference, or NULL with an exception set. */
 static PyObject *
 poll_otherwise(State *state, PyObject *conn)
 {
@@ -491,7 +490,7 @@ poll_otherwise(State *state, PyObject *conn)
     PyObject *result = NULL;
 
     if (poll) {
-        /* It may be taken out of the dictionary while it runs. */
+        /* It may be removed from the dictionary while it runs. */
         Py_INCREF(poll);
         result = PyObject_CallNoArgs(poll);
         Py_DECREF(poll);
@@ -503,8 +502,8 @@ poll_otherwise(State *state, PyObject *conn)
     return result;
 }
 
-/* Return what conn.poll() returns, a new reference, or NULL with an exception set.
-   Its value goes to *code: POLL_OTHER if it is none of the known. */
+/* Return the result of conn.poll(), a new reference, or NULL with an exception set.
+   Store its value in *code: POLL_OTHER if it is not a known one. */
 static PyObject *
 poll_connection(State *state, PyObject *conn, int *code)
 {
@@ -523,8 +522,8 @@ poll_connection(State *state, PyObject *conn, int *code)
     return result;
 }
 
-/* Tell the loop that nobody waits. Return 0, or -1 with an exception set. One that is
-   set already stays, unless this raises another. */
+/* Tell the loop that no greenlet waits. Return 0, or -1 with an exception set. An
+   exception that is set already stays, unless this raises another one. */
 static int
 release(State *state, Set *set)
 {
@@ -540,10 +539,10 @@ release(State *state, Set *set)
     return 0;
 }
 
-/* Let the hub run. A greenlet of the plain type does what hub.switch() would do if
-   it switches there directly, provided that the hub's greenlet runs. The set, which
-   the entry in the caller's frame holds, holds the hub. Return what was passed
-   with the switch back, or NULL with an exception set. */
+/* Let the hub run. For a greenlet of the plain type, hub.switch() would only switch to
+   the hub's greenlet, so switch directly if that is running. The entry in the caller's
+   frame holds the set, which holds the hub. Return the value that was passed with the
+   switch back, or NULL with an exception set. */
 static PyObject *
 switch_from(Set *set, PyObject *current)
 {
@@ -570,7 +569,7 @@ switch_to_hub(State *state, Entry *entry)
     }
     set->waiting++;
     result = switch_from(set, entry->waiter);
-    /* Any greenlet may switch back: poll() tells whether it was in time. */
+    /* Any greenlet may switch back: poll() shows whether it was too early. */
     Py_CLEAR(entry->waiter);
     set->waiting--;
     status = result ? 0 : -1;
@@ -581,8 +580,8 @@ switch_to_hub(State *state, Entry *entry)
     return status;
 }
 
-/* Have the kernel's set tell of what poll() has asked for. Return 0, or -1 with an
-   exception set, also if another greenlet waits for the connection. */
+/* Make the kernel's set report the state that poll() has asked for. Return 0, or -1 with
+   an exception set, also if another greenlet waits for the connection. */
 static int
 change(State *state, Entry *entry, PyObject *wanted)
 {
@@ -593,12 +592,11 @@ change(State *state, Entry *entry, PyObject *wanted)
     return result ? 0 : -1;
 }
 
-/* Wait until the entry's socket is as poll() has asked. Return 0, or -1 with an
-   exception set.
+/* Wait until the entry's socket has the state that poll() has asked for. Return 0, or -1
+   with an exception set.
 
-   Nothing may run from the last look at what has to be up to the switch. In a call of
-   Python a destructor or a signal's handler may run, and let the loop run, which takes
-   a socket out that nobody waits for. */
+   No Python code may run between the checks and the switch: a destructor or a signal
+   handler may let the loop run, which removes a socket that no greenlet waits for. */
 static int
 wait_once(State *state, Entry *entry, PyObject *wanted, int code)
 {
@@ -615,8 +613,8 @@ wait_once(State *state, Entry *entry, PyObject *wanted, int code)
     return switch_to_hub(state, entry);
 }
 
-/* Wait until poll() is content; *wanted is what it has returned, a reference that
-   is taken over. Return 0, or -1 with an exception set. */
+/* Wait until poll() returns POLL_OK. *wanted is its last result; its reference is stolen.
+   Return 0, or -1 with an exception set. */
 static int
 wait_until_ok(State *state, PyObject *conn, Entry *entry, PyObject *wanted, int code)
 {
@@ -635,8 +633,8 @@ wait_until_ok(State *state, PyObject *conn, Entry *entry, PyObject *wanted, int 
     return 0;
 }
 
-/* Return the entry of a connection that waits in this thread's set, a new
-   reference; NULL without an exception if there is none, or with one. */
+/* Return the entry of a connection in this thread's set, a new reference. Return NULL
+   without an exception if there is none, or with one set after an error. */
 static Entry *
 find_here(State *state, PyObject *conn)
 {
@@ -656,8 +654,8 @@ find_here(State *state, PyObject *conn)
     return entry;
 }
 
-/* Ask Python for the entry. Return as find_here() does: without an entry and an
-   exception Python has done the waiting. */
+/* Ask Python for the entry. Return as find_here() does. NULL without an exception means
+   that Python has done the whole wait. */
 static Entry *
 find_elsewhere(State *state, Wait *self, PyObject *conn, PyObject *wanted,
                PyObject *timeout)
@@ -675,7 +673,7 @@ find_elsewhere(State *state, Wait *self, PyObject *conn, PyObject *wanted,
     return (Entry *)entry;
 }
 
-/* Call failed() with the exception that is set; then raise it again, or wait again. */
+/* Call failed() with the exception that is set. Then raise it again, or wait again. */
 static PyObject *
 handle_failure(Wait *self, PyObject *conn, Entry *entry)
 {
@@ -732,7 +730,7 @@ wait_for(State *state, Wait *self, PyObject *conn, PyObject *timeout)
         }
         Py_RETURN_NONE;
     }
-    if (!entry->waiter) { /* otherwise change() is about to refuse */
+    if (!entry->waiter) { /* otherwise change() will raise */
         entry->since = monotonic();
     }
     if (wait_until_ok(state, conn, entry, wanted, code) == 0) {
@@ -755,7 +753,7 @@ wait_call(Wait *self, PyObject *args, PyObject *kwargs)
     if (!module) {
         return NULL;
     }
-    /* psycopg2 calls it with the connection, which *args holds. */
+    /* The caller, psycopg2, holds the connection in *args. */
     if (!kwargs && PyTuple_GET_SIZE(args) == 1) {
         conn = PyTuple_GET_ITEM(args, 0);
     }
@@ -796,7 +794,7 @@ wait_dealloc(Wait *self)
     free_object((PyObject *)self);
 }
 
-/* As a function's, which the callback in Python is. */
+/* The repr of a function, since the callback in Python is a function. */
 static PyObject *
 wait_repr(Wait *self)
 {
@@ -808,7 +806,7 @@ wait_repr(Wait *self)
     }
     name = PyObject_GetAttr((PyObject *)self,
                             ((State *)PyModule_GetState(module))->qualname);
-    if (!name) { /* functools.wraps() has not been here yet */
+    if (!name) { /* functools.wraps() has not set it yet */
         PyErr_Clear();
         return PyUnicode_FromFormat("<wait callback at %p>", self);
     }
@@ -817,7 +815,7 @@ wait_repr(Wait *self)
     return text;
 }
 
-/* As a function: as an attribute of a class it becomes a method. */
+/* As for a function: as an attribute of a class it becomes a method. */
 static PyObject *
 wait_bind(PyObject *self, PyObject *instance, PyObject *Py_UNUSED(owner))
 {
@@ -827,7 +825,7 @@ wait_bind(PyObject *self, PyObject *instance, PyObject *Py_UNUSED(owner))
     return PyMethod_New(self, instance);
 }
 
-/* As a function does: by name, which functools.wraps() has given it. */
+/* Pickle it as a function: by its name, which functools.wraps() has set. */
 static PyObject *
 wait_reduce(Wait *self, PyObject *Py_UNUSED(ignored))
 {
@@ -873,7 +871,7 @@ static PyType_Spec wait_spec = {
 
 PyDoc_STRVAR(make_wait_doc,
 "make_wait(find_entry, failed)\n--\n\n"
-"Return the callback: the loop that waits for queries. See pure.py.");
+"Return the wait callback: the loop that waits for queries. See pure.py.");
 
 static PyObject *
 make_wait(PyObject *module, PyObject *args)
@@ -900,7 +898,7 @@ make_wait(PyObject *module, PyObject *args)
 
 /* ---- the module ------------------------------------------------------------ */
 
-/* Make a type and, by its name if it has one, an attribute of the module. */
+/* Make a type; if it is public, add it to the module. */
 static PyTypeObject *
 add_type(PyObject *module, PyType_Spec *spec, int is_public)
 {
@@ -936,8 +934,8 @@ add_names(State *state)
     return 0;
 }
 
-/* Get greenlet's C API. Return 0, or -1 with an exception set: also if there is but
-   an older one, which has fewer functions. */
+/* Get greenlet's C API. Return 0, or -1 with an exception set, also if it is an older
+   one, which has fewer functions. */
 static int
 import_greenlet(void)
 {
@@ -1029,7 +1027,7 @@ static PyModuleDef_Slot slots[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "psycogreen._wait._speedups",
-    .m_doc = "What runs for every query, in C. Its twin in Python is pure.py.",
+    .m_doc = "The fast path of a wait, in C. Its twin in Python is pure.py.",
     .m_size = sizeof(State),
     .m_methods = methods,
     .m_slots = slots,

@@ -46,23 +46,23 @@ class Framework:
     """How a framework waits."""
 
     wait_socket: SocketWait
-    """Its own wait for any descriptor. In a native thread that has no loop it
-    blocks the thread, and in the hub it is `psycogreen._wait.hub.wait_in_hub`."""
+    """The framework's wait for any descriptor. In a native thread without a loop it
+    blocks the thread; in the hub it is `psycogreen._wait.hub.wait_in_hub`."""
 
     epoll_set: Callable[[], EpollSet | None]
     """Returns the epoll set of this thread's hub, if it has a hub and epoll."""
 
 
 def wait_callback(framework: Framework) -> Callable[[WaitCallback], WaitCallback]:
-    """Make a wait callback of *framework* from a function that is but its face.
+    """Replace a stub by the wait callback of *framework*.
 
-    The function gives the name, the signature and the documentation.
+    The stub supplies the name, the signature and the docstring.
     """
 
-    def decorate(face: WaitCallback) -> WaitCallback:
+    def decorate(stub: WaitCallback) -> WaitCallback:
         find_entry = partial(_entry, framework)
         wait = make_wait(find_entry, partial(_failed, framework))
-        return cast(WaitCallback, functools.wraps(face)(wait))
+        return cast(WaitCallback, functools.wraps(stub)(wait))
 
     return decorate
 
@@ -70,10 +70,10 @@ def wait_callback(framework: Framework) -> Callable[[WaitCallback], WaitCallback
 def _failed(
     framework: Framework, conn: connection, entry: Entry, ex: BaseException
 ) -> bool:
-    """Do what is to be done when *ex* ends a wait; return whether to wait again.
+    """Handle *ex*, which ended a wait; return whether to wait again.
 
-    It is being handled meanwhile, in C too. (Not by C itself, which would have to
-    restore what a generator's caller handles.)
+    *ex* is raised here, so that it is the exception being handled, also if C calls this.
+    (C itself would have to restore the exception that a generator's caller handles.)
     """
     traceback = ex.__traceback__
     try:
@@ -109,15 +109,15 @@ def _entry(
 ) -> Entry | None:
     """Return the entry of *conn* in the epoll set of this thread's hub.
 
-    If it cannot be waited for there, wait for it otherwise and return ``None``.
-    *state* is what its poll() has returned: while it connects, it must not be
-    polled again before it was waited for.
+    If the epoll set cannot be used, do the whole wait here and return ``None``.
+    *state* is the result of its poll(): a connection that connects must not be polled
+    again before the wait.
     """
     if state not in (POLL_READ, POLL_WRITE):
         raise unknown_state(state)
     if timeout is not None and timeout < 0:
         timeout = None
-    # What only poll() is asked of is no less of a connection.
+    # Objects without `status`, which have only poll(), count as established connections.
     if getattr(conn, "status", STATUS_READY) in STATUS_CONNECTING:
         _wait_connected(conn, state, framework, timeout)
         return None
@@ -167,9 +167,8 @@ def _wait_connected(
     except BaseException as ex:
         if is_interruption(ex):
             note_interruption(conn, ex, since)
-        # psycopg2 leaves the socket open until the connection is collected, and
-        # the traceback may keep it for long. Not by a method of a subclass: what that
-        # relies on may not be there yet.
+        # psycopg2 leaves the socket open until the connection is collected, which a
+        # traceback may delay. Call the base class: a subclass may not be initialised.
         if not conn.async_:
             connection.close(conn)
         raise
@@ -191,19 +190,19 @@ def _wait_socket(
     since: float,
     poll: Callable[[], int],
 ) -> None:
-    """Wait with the framework's own wait: slower, but it can do anything."""
+    """Wait with the framework's own wait: slower, but for any connection and timeout."""
     wait = Wait(conn, since)
     under_way.add(wait)
     try:
         while state != POLL_OK:
             if state not in (POLL_READ, POLL_WRITE):
                 raise unknown_state(state)
-            # Ask for the descriptor each time: while it connects, libpq may move on
-            # to another socket (the next host, or plain text after refused SSL).
+            # Ask for the descriptor each time: a connection that connects may change to
+            # another socket (the next host, or plain text after refused SSL).
             wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=timeout)
             state = poll()
     finally:
-        # Not there if a fork has forgotten it.
+        # After a fork it is not in the set.
         if wait in under_way:
             under_way.discard(wait)
             totals.waits += 1

@@ -1,4 +1,4 @@
-"""Ending a query on the server: when its wait was interrupted here, or on request."""
+"""Cancel a query on the server, after its wait was interrupted or on request."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CANCEL_WAIT = 1.0
-"""Seconds that an interrupted wait goes on for its cancel request, at the most;
-so long, too, waits the end of the process for requests that are under way."""
+"""The longest time, in seconds, that an interrupted wait goes on for its cancel request,
+and that the end of the process waits for requests that are under way."""
 
 enabled = True
-"""Whether to cancel at all: patch_psycopg()'s *cancel_interrupted*."""
+"""Whether to cancel interrupted queries: patch_psycopg()'s *cancel_interrupted*."""
 
 _under_way: set[object] = set()
 
@@ -35,16 +35,17 @@ def cancel(
 ) -> None:
     """Ask the server to end the query that *conn* is waiting for.
 
-    Waits until the server has taken the request, but no longer than
-    `CANCEL_WAIT`: psycopg2 closes the connection next, and a connection pooler
-    such as PgBouncer ignores a request that comes after that.
+    Wait until the server has accepted the request, but at most `CANCEL_WAIT` seconds:
+    psycopg2 closes the connection next, and a connection pooler such as PgBouncer
+    ignores a request that comes after that.
 
-    A kill is not made to wait. eventlet's returns to the killer as soon as the
-    killed greenlet waits for anything; if the killer then closes the connection,
-    whose lock psycopg2 holds for the killed one, the whole process stands still.
+    After a kill it does not wait. eventlet's kill() returns to the killer as soon as
+    the killed greenlet waits for anything. If the killer then closes the connection,
+    whose lock psycopg2 holds for the killed greenlet, the whole process deadlocks.
 
-    What goes wrong is logged: it must not take the place of what interrupted the
-    query. An asynchronous connection is its application's to cancel or go on with.
+    Errors are logged, not raised: they must not replace the exception that interrupted
+    the query. An asynchronous connection is not touched: the application cancels its
+    query or goes on with it.
     """
     if not enabled:
         return
@@ -56,27 +57,26 @@ def cancel(
         if not _is_kill(interruption):
             sent.wait(wait_socket, CANCEL_WAIT)
     except WaitTimeout:
-        request.log(f"the server has not taken it within {CANCEL_WAIT:g} s")
+        request.log(f"the server has not accepted the request within {CANCEL_WAIT:g} s")
     except Exception as ex:  # noqa: BLE001
         logger.warning("cannot cancel an interrupted query: %s", ex)
 
 
 def _is_kill(interruption: BaseException) -> bool:
-    # By name: greenlet may not be there at all, under uWSGI.
+    # By name: under uWSGI greenlet may not be installed.
     names = [base.__name__ for base in type(interruption).__mro__]
     return "GreenletExit" in names
 
 
 class CancelRequest:
-    """A cancel request, by libpq's own functions.
+    """A cancel request, sent by libpq's functions through ctypes, which releases the GIL.
 
-    Not `connection.cancel()`, which keeps the GIL all the while that it waits
-    for the network: with a silent server, from whatever thread it is called, the
-    whole process stands still. ctypes lets the GIL go.
+    psycopg2's `connection.cancel()` keeps the GIL while it waits for the network: if the
+    server does not answer, the whole process stands still, whichever thread called it.
     """
 
     def __init__(self, conn: connection) -> None:
-        """Take what is needed from *conn*, which may be closed at any time after."""
+        """Copy the data from *conn*, which may be closed at any time afterwards."""
         info = conn.info
         self._backend = (info.backend_pid, info.host, info.port)
         self._libpq = libpq()
@@ -94,9 +94,9 @@ class CancelRequest:
         return call
 
     def send(self) -> str:
-        """Send the request and wait for the server to take it; blocks.
+        """Send the request and block until the server has accepted it.
 
-        Return what went wrong, or nothing.
+        Return the error, or an empty string.
         """
         import ctypes
 
@@ -110,12 +110,12 @@ class CancelRequest:
             self.drop()
 
     def drop(self) -> None:
-        """Free what libpq has allocated for it."""
+        """Free libpq's structure for the request."""
         self._libpq.PQfreeCancel(self._request)
         _under_way.discard(self)
 
     def send_or_log(self) -> None:
-        """Do the same, and log what went wrong."""
+        """Send the request as `send` does, and log the error if there is one."""
         if reason := self.send():
             self.log(reason.strip())
 
@@ -130,7 +130,7 @@ class CancelRequest:
 
 @atexit.register
 def _await_requests() -> None:
-    """Let requests that are under way get out before the process ends."""
+    """Wait for the requests that are under way before the process ends."""
     end = time.monotonic() + CANCEL_WAIT
     while _under_way and time.monotonic() < end:
         original("time", "sleep")(0.005)

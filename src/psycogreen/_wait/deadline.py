@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from psycogreen._wait.native import SocketWait
 
-# What connection.status is until the connection is made. psycopg2.extensions
-# has no name for the second one.
+# The values of connection.status until the connection is established.
+# psycopg2.extensions has no name for the second one.
 STATUS_CONNECTING = (STATUS_SETUP, 20)
 
 DEFAULT_PORT = 5432
@@ -28,56 +28,57 @@ _INT_MAX = 2**31 - 1
 
 
 class ConnectTimeout(psycopg2.OperationalError):
-    """A host did not answer in time. The text is libpq's."""
+    """A host did not answer in time. The message is libpq's."""
 
 
 class Attempt:
-    """An attempt to connect, of which nothing is known but the connection.
+    """An attempt to connect, of which only the connection object is known.
 
-    It may have been made by an application's own means, or libpq may have read its
-    hosts from a service file. `psycogreen._interface.connecting` knows more of others.
+    The application may have created the connection by other means, or libpq may have
+    read the hosts from a service file. `psycogreen._interface.connecting` has a subclass
+    for attempts whose hosts are known.
     """
 
     def begin(self, conn: connection) -> None:
-        """Note where *conn* is, before its first wait.
+        """Record the host that *conn* tries, before its first wait.
 
-        libpq forgets how its error would begin when psycopg2 makes the connection
-        non-blocking.
+        When psycopg2 makes the connection non-blocking, libpq forgets the beginning of
+        its error.
         """
         self._first_prefix = _first_prefix(conn)
 
     def limit(self, conn: connection) -> int | None:
-        """Return the seconds that each host has; ``None`` if without limit."""
+        """Return the seconds for each host; ``None`` if without limit."""
         return parse_connect_timeout(conn.info.dsn_parameters.get("connect_timeout"))
 
     def has_one_address(self) -> bool:
-        """Return whether libpq has one address only, to which it can go."""
+        """Return whether libpq has only one address to try."""
         return False
 
     def leave_host(self, conn: connection) -> None:
-        """Go on without the host that *conn* is at, whose time is up.
+        """Leave the host that *conn* is at, whose time is up, and try the others.
 
-        Raise `ConnectTimeout` if there is no other one.
+        Raise `ConnectTimeout` if there are none.
         """
         noted = conn.info.error_message or ""
         raise ConnectTimeout(self._first_prefix + noted + "timeout expired\n")
 
     def completed(self, conn: connection, error: str) -> str:
-        """Return libpq's *error* with the words that name the first host."""
+        """Return libpq's *error* with the beginning that names the first host."""
         return self._first_prefix + error
 
 
 current: ContextVar[Attempt | None] = ContextVar("psycogreen_attempt", default=None)
-"""The attempt that ``psycopg2.connect()`` has begun in this greenlet, and of which no
-connection is known yet."""
+"""The attempt that ``psycopg2.connect()`` has begun in this greenlet, until its
+connection waits for the first time."""
 
 
 def take_attempt() -> Attempt:
-    """Return the attempt of a connection that is about to wait for the first time."""
+    """Return the attempt of a connection that waits for the first time, and clear it."""
     attempt = current.get()
     if attempt is None:
         return Attempt()
-    # A connection that its factory makes by other means is another attempt's.
+    # A further connection that the connection factory makes is a different attempt.
     current.set(None)
     return attempt
 
@@ -85,15 +86,15 @@ def take_attempt() -> Attempt:
 class ConnectWait:
     """A wait for a socket that ends when the host's time to connect is up.
 
-    The time begins again whenever libpq goes on to another host, or to another
-    address of the same host: so says libpq's documentation of
-    ``connect_timeout``, and so do its own blocking functions.
+    The time starts again when libpq tries another host, or another address of the same
+    host, as libpq's documentation of ``connect_timeout`` describes and its blocking
+    functions do.
     """
 
     def __init__(
         self, conn: connection, attempt: Attempt, wait_socket: SocketWait, seconds: int
     ) -> None:
-        """Wait with *wait_socket*; each host of *attempt* has so many *seconds*."""
+        """Wait with *wait_socket*; each host of *attempt* has *seconds* to answer."""
         self._conn = conn
         self._attempt = attempt
         self._wait_socket = wait_socket
@@ -102,7 +103,7 @@ class ConnectWait:
         self._end = time.monotonic() + seconds
 
     def __call__(self, fd: int, *, write: bool, timeout: float | None) -> None:
-        """Wait for *fd*, or for the socket of the next host if the time is up."""
+        """Wait for *fd*; if the time is up, wait for the socket of the next host."""
         while True:
             left = self._left()
             limited = timeout is not None and timeout < left
@@ -117,14 +118,14 @@ class ConnectWait:
                 return
             self._attempt.leave_host(self._conn)
             self._end = time.monotonic() + self._seconds
-            fd, write = self._conn.fileno(), True  # as PQconnectStart() demands
+            fd, write = self._conn.fileno(), True  # as PQconnectStart() requires
 
     def _left(self) -> float:
         """Return the seconds left for the host that libpq is at."""
         now = time.monotonic()
         if not self._attempt.has_one_address():
             info = self._conn.info
-            # libpq notes in its message why it has left an address.
+            # The message has grown if libpq has left an address.
             host = (info.host, info.port, info.error_message)
             if host != self._host:
                 self._host = host
@@ -135,13 +136,13 @@ class ConnectWait:
 def parse_connect_timeout(value: str | None) -> int | None:
     """Return the seconds of a connect_timeout; ``None`` if without limit.
 
-    libpq's meaning and wording: a whole number from the connection string, the
-    service file or ``PGCONNECT_TIMEOUT``; none, zero or a negative one is no limit.
-    Raise `psycopg2.OperationalError` for anything else.
+    *value* comes from the connection string, the service file or ``PGCONNECT_TIMEOUT``.
+    As in libpq it is a whole number; ``None``, zero and negative numbers mean no limit.
+    Raise `psycopg2.OperationalError`, with libpq's message, for anything else.
     """
     if value is None:
         return None
-    # strtol(), and then nothing but white space
+    # As libpq: strtol(), then only white space may follow.
     if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", value) or abs(int(value)) > _INT_MAX:
         msg = (
             f'invalid integer value "{value}" for connection option "connect_timeout"\n'
@@ -151,10 +152,10 @@ def parse_connect_timeout(value: str | None) -> int | None:
 
 
 def error_prefix(host: str, address: str, port: str | int) -> str:
-    """Return how libpq begins what it says about a host (since PostgreSQL 14).
+    """Return the beginning of libpq's error about a host (since PostgreSQL 14).
 
     *host* is a name, an address or the folder of a unix socket, or empty; *address* is
-    what the name was found to be, or empty.
+    the resolved address, or empty.
     """
     host, port = host or address, port or DEFAULT_PORT
     if host.startswith(("/", "@")):
@@ -165,11 +166,11 @@ def error_prefix(host: str, address: str, port: str | int) -> str:
 
 
 def _first_prefix(conn: connection) -> str:
-    """Return the beginning of the error of the host that *conn* is at."""
+    """Return the beginning of libpq's error about the host that *conn* is at."""
     info = conn.info
     parameters = info.dsn_parameters
     address = libpq.host_address(conn)
-    # libpq shows an address that it was given, and not the name beside it.
+    # If libpq was given an address, it shows that and not the name.
     given = parameters.get("hostaddr", "").split(",")
     host = address if address in given else info.host
     return error_prefix(host, address, info.port)

@@ -1,27 +1,27 @@
-"""The cheapest wait: the sockets of a hub's connections, in one epoll set.
+"""The fast path of a wait: one epoll set with the sockets of all of a hub's connections.
 
-A framework makes a watcher for each wait and drops it afterwards, which costs
-more than the query. Here a socket is put into an epoll set once and stays there
-while its connection lives. The set has a descriptor of its own, and that one is
-all that the framework's loop watches. What makes that safe:
+A framework makes a watcher for each wait and drops it afterwards, which costs more than
+the query. Here a socket is added to an epoll set once and stays there while its
+connection lives. The framework's loop watches only the descriptor of the set. These
+rules make that safe:
 
 - The set is level-triggered: one ``poll()`` need not empty the socket.
-- A socket on which something happens while nobody waits, because the server
-  has spoken or hung up, leaves the set, so that the loop does not spin. The
-  connection's next wait puts it back.
-- Between any two steps the garbage collector may run a destructor, or Python a
-  signal's handler, that waits itself and so lets the loop run. Hence a wait looks
-  whether all is prepared, notes who waits, and switches to the hub, and nothing can
-  run in between.
-- Descriptor numbers are used again. An entry is good for the connection object
-  that made it alone, of which it keeps only a weak reference.
-- The kernel drops a closed socket from the set by itself, unless somebody holds
-  a duplicate: then its events go on, under a number that may be another's by
-  now. A greenlet that is woken for nothing polls once more and waits again, and
-  another set takes the place of this one (`_rebuild`).
+- If a socket becomes ready while no greenlet waits for it, because the server has sent
+  something or closed the session, it is removed from the set, so that the loop does not
+  spin. The connection's next wait adds it again.
+- Between any two steps the garbage collector may run a destructor, or Python a signal
+  handler, that waits itself and so lets the loop run. Therefore a wait checks its
+  preparations, records the waiter, and switches to the hub, and no other code can run
+  between these three.
+- Descriptor numbers are reused. An entry is valid only for the connection object that it
+  was made for, and keeps a weak reference to it.
+- The kernel removes a closed socket from the set by itself, unless a duplicate exists.
+  Then its events go on under a number that may belong to another socket. A greenlet that
+  is woken without reason polls and waits again, and a new set replaces this one
+  (`_rebuild`).
 
-An entry's *state* is what the kernel's set has of it: while it is not 0, the entry
-is the one of its descriptor, and the descriptor is that of its connection.
+An entry's *state* is what the kernel's set holds for it. While it is not 0, the entry is
+the one of its descriptor in `entries`, and the descriptor is the one of its connection.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ BUSY = "another greenlet waits for this connection already"
 NOWHERE = 0
 """The state of an entry that is not in the kernel's set."""
 
-# Either of them, not both: while it writes, psycopg2 does not read, and a loop
-# that reports what may be read would spin. The numbers are epoll's EPOLLIN and
-# EPOLLOUT, which gevent removes from the select module.
+# One of them, never both: psycopg2 does not read while it writes, so the loop would spin
+# if it reported a readable socket. The numbers are epoll's EPOLLIN and EPOLLOUT, which
+# gevent removes from the select module.
 _EVENTS = {POLL_READ: 1, POLL_WRITE: 4}
 
-# What the kernel says of a descriptor that is closed, leads to a file by now, or is the
+# The kernel's errors for a descriptor that is closed, refers to a file now, or is the
 # set's own.
 _LOST = (errno.EBADF, errno.EPERM, errno.EINVAL)
 
 
 class EpollSet(BaseSet):
-    """The sockets of one hub's connections. To be used in the hub's thread only."""
+    """The sockets of one hub's connections. Use it only in the hub's thread."""
 
     def __init__(self, hub: Hub) -> None:
-        """Let *hub* watch a new, empty set."""
+        """Make an empty set, and let *hub* watch it."""
         super().__init__(hub)
         self._pid = os.getpid()
         self._stuck = False
@@ -77,7 +77,7 @@ class EpollSet(BaseSet):
         _sets.add(self)
 
     def entry(self, conn: connection) -> Entry:
-        """Return the entry of *conn*, which is connected.
+        """Return the entry of *conn*, an established connection.
 
         Raise `psycopg2.ProgrammingError` if another thread waits for it.
         """
@@ -96,14 +96,14 @@ class EpollSet(BaseSet):
         return made
 
     def _notify(self, entry: Entry) -> None:
-        """Wake who waits for *entry*, soon: its socket is no more what it was."""
+        """Wake the waiter of *entry* soon, since its socket has changed."""
         self.hub.call_soon(partial(_wake, entry))
 
     def change(self, entry: Entry, state: int) -> None:
-        """Let the kernel's set tell of *state* on the socket of *entry*.
+        """Make the kernel's set report *state* for the socket of *entry*.
 
-        Raise `psycopg2.ProgrammingError` if somebody waits for it already, and
-        `psycopg2.OperationalError` if it was closed meanwhile.
+        Raise `psycopg2.ProgrammingError` if another greenlet waits for it already, and
+        `psycopg2.OperationalError` if the socket was closed meanwhile.
         """
         if entry.waiter is not None:
             raise psycopg2.ProgrammingError(BUSY)
@@ -113,7 +113,7 @@ class EpollSet(BaseSet):
             raise HubGone
         if entry.state == NOWHERE:
             self._claim(entry)
-        # Before the kernel knows: from then on the loop may take it out again.
+        # Set the state first: as soon as the kernel has the socket, the loop may remove it.
         entry.state = state
         try:
             self._enter(entry.fd, _EVENTS[state])
@@ -124,7 +124,7 @@ class EpollSet(BaseSet):
             raise
 
     def _claim(self, entry: Entry) -> None:
-        """Make *entry* the one of its descriptor; raise if that is another's."""
+        """Make *entry* the one of its descriptor; raise if another thread's entry is."""
         while (found := entries.setdefault(entry.fd, entry)) is not entry:
             if found.conn() is not entry.conn():
                 raise _lost(entry)
@@ -134,44 +134,44 @@ class EpollSet(BaseSet):
             forget(found)
 
     def _enter(self, fd: int, events: int) -> None:
-        """Let the kernel's set tell of *events* on *fd*, whether it is there or not."""
+        """Make the kernel's set report *events* for *fd*; add *fd* if it is missing."""
         try:
             self._epoll.register(fd, events)
         except FileExistsError:
             self._epoll.modify(fd, events)
 
     def hold(self) -> None:
-        """Keep the loop running: somebody waits. Raise what `Hub.hold` raises.
+        """Keep the loop running, since a greenlet waits. Raise what `Hub.hold` raises.
 
-        In the middle of this, or of `release`, a signal's handler or a destructor may
-        run that waits itself.
+        During this, or `release`, a signal handler or a destructor that waits itself may
+        run.
         """
         self.hub.hold(self)
 
     def release(self) -> None:
-        """Let the loop end, unless somebody has begun to wait meanwhile."""
+        """Let the loop end, unless a greenlet has begun to wait meanwhile."""
         self.hub.release(self)
         if self.waiting:
             self.hold()
 
     def settle(self) -> None:
-        """Let the loop end if it is held for a wait that did not come about."""
+        """Let the loop end if it is held for a wait that has failed to start."""
         if self.held and not self.waiting:
             self.release()
 
     def check(self) -> bool:
-        """Replace the kernel's set if it tells what is not true; return whether."""
+        """Rebuild the kernel's set if it reports stale events; return whether it did."""
         return not _are_ready(self._epoll.poll(0)) and self._rebuild()
 
     def remove(self, fd: int) -> None:
-        """Take a socket that nobody waits for here out of the kernel's set."""
+        """Remove a socket that no greenlet waits for here from the kernel's set."""
         if self.abandoned or self.closed:  # since the batch began
             return
         try:
             self._epoll.unregister(fd)
         except OSError:
-            # Not the socket of this number: one that was closed here and lives on
-            # as a duplicate. By number it cannot be had any more.
+            # The event belongs to a socket that was closed here, but has a duplicate.
+            # It cannot be removed by its number any more.
             self._rebuild()
             return
         entry = entries.get(fd)
@@ -179,10 +179,10 @@ class EpollSet(BaseSet):
             entry.state = NOWHERE
 
     def _rebuild(self) -> bool:
-        """Replace the kernel's set, without the sockets that nobody waits for.
+        """Replace the kernel's set by one with only the sockets that greenlets wait for.
 
-        Called in the hub. If there is no descriptor left for another set, keep this
-        one and return ``False``: what is wrong with it makes the loop try again.
+        Called in the hub. If no descriptor is left for a new set, keep the old one and
+        return ``False``: its stale event makes the loop try again.
         """
         try:
             fresh = _epoll()
@@ -201,16 +201,16 @@ class EpollSet(BaseSet):
         return True
 
     def _move(self, entry: Entry) -> None:
-        """Put the socket of *entry* into a new kernel's set if somebody waits for it."""
+        """Add the socket of *entry* to a new kernel's set if a greenlet waits for it."""
         state = entry.state
         entry.state = NOWHERE
         if entry.waiter is None:
-            return  # back with its next wait
+            return  # its next wait adds it again
         try:
             self._enter(entry.fd, _EVENTS[state])
             entry.state = state
         except OSError:
-            # If it still waits then, it is told what is wrong.
+            # The waiter will poll again; if it still waits, change() raises the error.
             self._notify(entry)
 
     def _own_entries(self) -> list[Entry]:
@@ -222,10 +222,10 @@ class EpollSet(BaseSet):
         return self.epoll_fd < 0
 
     def close(self) -> None:
-        """Give the descriptor back, and forget the connections; idempotent.
+        """Close the descriptor and drop the connections; idempotent.
 
-        In the thread of the hub, which runs no more. In a forked child, which sees
-        its parent's other threads end, leave all to the parent.
+        Called in the thread of the hub, which has ended. Does nothing in a forked child,
+        where the parent's other threads seem to end: the set is the parent's.
         """
         if self.abandoned or self.closed:
             return
@@ -245,13 +245,12 @@ class EpollSet(BaseSet):
     def abandon(self) -> None:
         """Leave the set to the parent process, in a child that was just forked.
 
-        The kernel's set is the same for both: what the child took out of it would
-        be gone for the parent. The child's copies of the greenlets that wait are
-        not woken any more. What they wait for is the parent's, which reads from
-        the same sockets; nor may their end, when they are collected, reach the
-        server: their descriptors lead nowhere from now on. Neither does the set's
-        own: the child's loop may still watch it, and what nobody takes out would keep
-        that loop spinning.
+        Parent and child share the kernel's set: a socket that the child removed would be
+        gone for the parent too. The child's copies of the waiting greenlets are not
+        woken any more, because the parent reads from the same sockets. When the copies
+        are collected, nothing may reach the server, so their descriptors are replaced.
+        The set's descriptor is replaced too: the child's loop may still watch it, and
+        would spin on a socket that is ready.
         """
         if self.abandoned or self.closed:
             return
@@ -259,7 +258,7 @@ class EpollSet(BaseSet):
         self.ended = 0
         _sets.discard(self)
         self.hub.release(self)
-        # First, so that there is a descriptor for what follows.
+        # Close it first, so that a descriptor is free for the next step.
         self._epoll.close()
         own = self._own_entries()
         for entry in own:
@@ -279,23 +278,23 @@ def _wake(entry: Entry) -> None:
 
 
 def _forget_dead(reference: KeyedRef[int, connection]) -> None:
-    """Drop the entry of a connection that is no more. Called in any thread."""
+    """Drop the entry of a connection that was collected. Called in any thread."""
     entry = entries.get(reference.key)
     if entry and entry.conn is reference:
         forget(entry)
 
 
 def forget(entry: Entry) -> None:
-    """Drop *entry*, unless its descriptor is another one's by now.
+    """Drop *entry*, unless its descriptor belongs to another entry now.
 
-    Other threads run while the kernel's set is changed.
+    That can happen: other threads run while the kernel's set is changed.
     """
     if entries.get(entry.fd) is entry:
         del entries[entry.fd]
 
 
 def unknown_state(state: object) -> psycopg2.OperationalError:
-    """Return the error for what `connection.poll()` should never return."""
+    """Return the error for a result of `connection.poll()` that is not documented."""
     return psycopg2.OperationalError(f"unknown state from connection.poll(): {state!r}")
 
 
@@ -309,7 +308,7 @@ def _lost(entry: Entry) -> psycopg2.OperationalError:
 
 
 class _Keeper:
-    """Keeps the set of a thread as long as the thread has that hub."""
+    """Closes the epoll set of a thread when the thread ends or gets another hub."""
 
     def __init__(self, hub: object, epoll_set: EpollSet) -> None:
         self.hub = hub
@@ -328,11 +327,11 @@ _thread = _Thread()
 
 
 def set_of_thread(hub: object, adapt: Callable[[], Hub]) -> EpollSet | None:
-    """Return the epoll set of this thread, whose hub is *hub*; made on first use.
+    """Return the epoll set of this thread, whose hub is *hub*; make it on first use.
 
-    *adapt* returns what the set needs of the hub. The set is closed when the thread
-    ends or has another hub. ``None`` if the system has no epoll, or no descriptor left
-    for a set; then the next call tries again.
+    *adapt* returns the set's interface to the hub. The set is closed when the thread
+    ends or gets another hub. Return ``None`` if the system has no epoll, or no descriptor
+    is left for a set; in the latter case the next call tries again.
     """
     keeper = _thread.keeper
     if keeper is not None and keeper.hub is hub:
@@ -343,7 +342,7 @@ def set_of_thread(hub: object, adapt: Callable[[], Hub]) -> EpollSet | None:
         made = _Keeper(hub, EpollSet(adapt()))
     except OSError:
         return None
-    # A destructor may have made one meanwhile, and others may wait in it.
+    # A destructor may have made a set meanwhile, which greenlets may wait with.
     keeper = _thread.keeper
     if keeper is None or keeper.hub is not hub:
         _thread.keeper = keeper = made
@@ -352,7 +351,7 @@ def set_of_thread(hub: object, adapt: Callable[[], Hub]) -> EpollSet | None:
 
 # ---- all sets of the process ---------------------------------------------------
 
-# Plain, so that it can be copied while another thread adds to it.
+# A plain list, so that it can be copied while another thread appends to it.
 _sets: set[EpollSet] = set()
 
 
@@ -389,7 +388,7 @@ def _epoll() -> Any:  # noqa: ANN401
 
 
 def _are_ready(events: list[tuple[int, int]]) -> bool:
-    """Return whether the sockets that epoll tells of are those of these numbers."""
+    """Return whether the reported descriptors are ready, so that no event is stale."""
     poll = original("select", "poll")()
     for fd, mask in events:
         poll.register(fd, mask)

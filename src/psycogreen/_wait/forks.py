@@ -1,4 +1,4 @@
-"""What a forked child has to forget: all of it is registered here, in one hook."""
+"""The one fork hook: it runs all functions that reset state in a forked child."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ import os
 from collections.abc import Callable, Iterable
 
 count = 0
-"""How many forks lie between the process that imported this and this one."""
+"""How many forks are between the process that imported this module and this process."""
 
 _functions: list[Callable[[], None]] = []
 
 
 def after_in_child(function: Callable[[], None]) -> Callable[[], None]:
-    """Call *function* in each child that this process forks, at once.
+    """Call *function* in each child that this process forks, immediately after the fork.
 
-    The functions run in the order in which they were registered. One that raises is
-    logged and does not keep the others from running: a child that does not forget all
-    reads its parent's answers.
+    The functions run in the order of registration. If one raises, that is logged and the
+    others still run: a child that keeps its parent's state reads the parent's answers.
     """
     _functions.append(function)
     return function
 
 
 def disconnect(descriptors: Iterable[int]) -> None:
-    """Let *descriptors* lead nowhere, in a forked child, until they are closed.
+    """Replace *descriptors*, in a forked child, by a socket without a peer.
 
-    The sockets behind them are the parent's: nothing that is done with the child's
-    copies of its connections reaches the server.
+    Their sockets are the parent's. After this, nothing that the child does with its
+    copies of the connections reaches the server.
     """
-    # A socket, because libuv aborts the process when epoll refuses what it watches,
-    # such as /dev/null. Of this kind, it is never ready to be read and takes no data.
-    # The raw type: gevent puts off a close until its loop runs, and the number may be
-    # another one's by then.
+    # A socket, because libuv aborts the process if epoll refuses a descriptor, such as
+    # that of /dev/null. A socket of this kind is never readable and accepts no data.
+    # The type below gevent's: gevent delays a close until its loop runs, and the number
+    # may be reused before that.
     nowhere = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
     try:
         for descriptor in descriptors:

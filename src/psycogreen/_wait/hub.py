@@ -1,4 +1,4 @@
-"""What the wait needs of a framework's hub."""
+"""The interface between the wait and a framework's hub."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ IN_HUB = (
 )
 
 LONGEST_STALL = 5.0
-"""How long the hub's own greenlet waits for a socket, in seconds."""
+"""The longest wait for a socket in the hub's own greenlet, in seconds."""
 
 
 class HubGone(Exception):
-    """A hub has ended, and a connection that waited with it needs another one."""
+    """A hub has ended; a connection that waited with it needs another hub."""
 
 
 class InHub(Exception):
-    """The hub's own greenlet is to wait: it cannot let the hub run meanwhile."""
+    """The hub's own greenlet would have to wait, but it cannot let the hub run."""
 
 
 class Held(Protocol):
-    """What notes whether the loop is held."""
+    """An object that records whether the loop is held."""
 
     held: bool
 
 
 class Hub(Protocol):
-    """A framework's hub: what runs a thread's loop. To be used in its thread only."""
+    """A framework's hub, which runs a thread's loop. Use it only in its thread."""
 
     greenlet: greenlet
     """The greenlet in which the loop runs."""
 
     plain: type[greenlet]
-    """The type of the greenlets for which *switch* does no more than to switch to
-    *greenlet*, as long as that has begun and not ended."""
+    """The type of the greenlets for which *switch* only switches to *greenlet*, while
+    that is running."""
 
     def switch(self) -> object:
-        """Let the hub run, until it switches back.
+        """Let the hub run until it switches back.
 
         Raise `InHub` in the hub's own greenlet, and `HubGone` as `hold` does.
         """
@@ -56,42 +56,42 @@ class Hub(Protocol):
     def watch(self, fd: int, callback: Callable[..., None]) -> None:
         """Call *callback* in the hub whenever *fd* can be read.
 
-        It takes the place of the former descriptor and its callback. If this raises,
-        they stay.
+        It replaces the previous descriptor and callback. If this raises, they stay.
         """
 
     def unwatch(self) -> None:
-        """Watch nothing any more. Does not raise, not even if the loop has ended."""
+        """Stop watching. Never raises, also if the loop has ended."""
 
     def hold(self, epoll_set: Held) -> None:
-        """Keep the loop running, and note that: somebody waits.
+        """Keep the loop running, and record that, because a greenlet waits.
 
-        Raise `HubGone` if it has ended.
+        Raise `HubGone` if the loop has ended.
         """
 
     def release(self, epoll_set: Held) -> None:
-        """Let the loop end, and note that: nobody waits. Does not raise.
+        """Let the loop end, and record that, because no greenlet waits. Never raises.
 
-        Nothing may run between the two steps of this, nor of `hold`: what waits there
-        must not find the loop held that is not.
+        No other code may run between the two steps of this, or of `hold`: code that
+        waits there would find a record that is not true.
         """
 
     def call_soon(self, function: Callable[[], object]) -> None:
-        """Call *function* in the hub, the next time that its loop goes round."""
+        """Call *function* in the hub, in the next iteration of its loop."""
 
     def handle_error(self, error: BaseException) -> None:
-        """Report *error*, which came out of a greenlet that the hub has woken.
+        """Report *error*, which a greenlet that the hub has woken did not catch.
 
-        Raise only what has to end the loop.
+        Raise only an exception that must end the loop.
         """
 
 
 def wait_in_hub(fd: int, *, write: bool, timeout: float | None) -> None:
-    """Wait for *fd* as `SocketWait` says, in the hub's own greenlet: the loop stops.
+    """Wait for *fd* as `SocketWait` describes, in the hub's own greenlet.
 
-    The garbage collector may run a destructor there that queries. A short stall is
-    better than a connection that is lost. A long one is an error of the application:
-    raise `psycopg2.ProgrammingError` after `LONGEST_STALL` seconds.
+    This stops the loop. It happens if the garbage collector runs a destructor that
+    queries there: a short stall is better than a lost connection. A long wait is an
+    error of the application: raise `psycopg2.ProgrammingError` after `LONGEST_STALL`
+    seconds.
     """
     logger.warning("waiting for PostgreSQL in the hub: its loop stands still meanwhile")
     if timeout is not None and timeout <= LONGEST_STALL:

@@ -1,7 +1,7 @@
-"""The libpq that psycopg2 is linked with, for what psycopg2 does not offer.
+"""Functions of the libpq that psycopg2 is linked with, which psycopg2 does not offer.
 
-ctypes releases the GIL during each of its functions, which psycopg2's own methods,
-such as `connection.cancel()`, do not always do.
+ctypes releases the GIL during each call. psycopg2's own methods, such as
+`connection.cancel()`, do not always do that.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
 CONNECTION_BAD = 1
-"""What ``PQstatus()`` returns when connecting has failed."""
+"""The result of ``PQstatus()`` when connecting has failed."""
 
 
 @functools.cache
 def libpq() -> Any:  # noqa: ANN401
     """Return the functions of libpq.
 
-    The dynamic linker looks for a symbol in the libraries that psycopg2's
-    extension module depends on too, whether the system's or bundled in a wheel.
+    The dynamic linker also finds the symbols of the libraries that psycopg2's extension
+    module depends on, whether they are the system's or bundled in a wheel.
     """
     import ctypes
 
@@ -51,7 +51,7 @@ def libpq() -> Any:  # noqa: ANN401
 
 
 def pgconn(conn: connection) -> int:
-    """Return the address of the ``PGconn`` of *conn*, which must not be closed."""
+    """Return the memory address of the ``PGconn`` of *conn*, which must be open."""
     name = b"psycopg2.connection.native_connection"
     capsule = conn.get_native_connection()  # type: ignore[no-untyped-call]
     address: int = _get_pointer()(capsule, name)
@@ -59,7 +59,7 @@ def pgconn(conn: connection) -> int:
 
 
 def host_address(conn: connection) -> str:
-    """Return the address of the host that *conn* is at, or is trying."""
+    """Return the IP address that *conn* is connected to, or tries."""
     return str(libpq().PQhostaddr(pgconn(conn)).decode())
 
 
@@ -67,6 +67,6 @@ def host_address(conn: connection) -> str:
 def _get_pointer() -> Any:  # noqa: ANN401
     import ctypes
 
-    # Not an attribute of ctypes.pythonapi, whose types are shared with everybody.
+    # Not an attribute of ctypes.pythonapi: other code may set its types.
     prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
     return prototype(("PyCapsule_GetPointer", ctypes.pythonapi))

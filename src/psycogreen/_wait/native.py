@@ -1,7 +1,7 @@
-"""The operating system's own threads and waits, whatever is monkey-patched.
+"""The operating system's threads and waits, whatever is monkey-patched.
 
-Monkey-patching puts greenlets in the place of threads and of blocking calls.
-What is here stays native.
+Monkey-patching replaces threads and blocking calls by greenlets. The functions of this
+module stay native.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _POLL_MAX = 2**31 - 1  # milliseconds: a C int
 
 
 class SocketWait(Protocol):
-    """A wait for any one descriptor."""
+    """A function that waits for one descriptor."""
 
     def __call__(self, fd: int, *, write: bool, timeout: float | None) -> None:
         """Return once *fd* can be read (or written, if *write*) without blocking.
@@ -34,7 +34,7 @@ class SocketWait(Protocol):
 
 @functools.cache
 def original(module: str, name: str) -> Any:  # noqa: ANN401
-    """Return an object of the standard library as it was before monkey-patching."""
+    """Return the object *name* of a standard *module*, never a monkey-patched one."""
     gevent = sys.modules.get("gevent.monkey")
     if gevent and gevent.is_object_patched(module, name):
         return gevent.get_original(module, name)
@@ -52,20 +52,20 @@ def is_main_thread() -> bool:
 
 
 def start_thread(function: Callable[[], object]) -> None:
-    """Run *function* in a new native thread, which the process's end does not await."""
+    """Run *function* in a new native daemon thread."""
     original("_thread", "start_new_thread")(function, ())
 
 
 def wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
-    """Wait for *fd* as `SocketWait` says: it blocks this thread."""
+    """Wait for *fd* as `SocketWait` describes; this blocks the thread."""
     poll = original("select", "poll")()
     poll.register(fd, select.POLLOUT if write else select.POLLIN)
     if timeout is None:
         poll.poll()
         return
     end = time.monotonic() + timeout
-    # At least once, and again where the time is more than poll() can be told. Rounded
-    # up: it must not return early, with some of the time left.
+    # Call poll() at least once, and again if the time is longer than its limit. Round
+    # up: poll() must not return before the time is up.
     left = timeout
     while not poll.poll(min(math.ceil(left * 1000), _POLL_MAX)):
         left = end - time.monotonic()

@@ -1,4 +1,4 @@
-"""Blocking calls, made in a native thread while greenlets wait for them."""
+"""Run blocking calls in native threads, while greenlets wait for their results."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 IDLE = 10.0
-"""Seconds that a native thread stays for the next call."""
+"""Seconds that an idle native thread waits for the next call before it ends."""
 
 
 def in_thread(
     function: Callable[[], T], wait_socket: SocketWait, timeout: float | None = None
 ) -> T:
-    """Return what *function* returns, or raise what it raises.
+    """Call *function* in a native thread; return its result or raise its exception.
 
     Raise `WaitTimeout` if it takes longer than *timeout* seconds; ``None`` is no limit.
-    The thread is left to itself then, and also when the waiting greenlet is interrupted.
-    Raise `RuntimeError` if no thread can be started.
+    In that case, or if the waiting greenlet is interrupted, the call goes on in its
+    thread and its result is dropped. Raise `RuntimeError` if no thread can be started.
     """
     call = Call(function)
     start(call.run)
@@ -33,19 +33,19 @@ def in_thread(
 
 
 class Call(Generic[T]):
-    """The call of a function, whose end any number of greenlets may wait for."""
+    """A call of a function; any number of greenlets may wait for its end."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         """Call *function* when `run` is called."""
         self._function = function
         self._error: BaseException | None = None
         self._is_done = False
-        # A deque's methods are atomic: no lock is held here while a destructor or a
-        # signal's handler runs that waits for the same call.
+        # A deque's methods are atomic, so no lock is needed: a destructor or a signal
+        # handler that waits for the same call could deadlock with it.
         self._writers: deque[int] = deque()
 
     def run(self) -> None:
-        """Call the function and wake all that wait. Raise nothing."""
+        """Call the function and wake all waiting greenlets. Never raises."""
         try:
             self._value = self._function()
         except BaseException as ex:  # noqa: BLE001
@@ -59,7 +59,7 @@ class Call(Generic[T]):
             native.original("os", "write")(writer, b".")
 
     def wait(self, wait_socket: SocketWait, timeout: float | None = None) -> T:
-        """Return what the function returns, or raise what it raises.
+        """Return the function's result, or raise its exception.
 
         Raise `WaitTimeout` if it takes longer than *timeout* seconds.
         """
@@ -70,19 +70,19 @@ class Call(Generic[T]):
         return self._value
 
     def _await(self, wait_socket: SocketWait, timeout: float | None) -> None:
-        # The end is told through a pipe: that is what every loop can wait for, and
-        # what a native thread can do without knowing the loop.
+        # A pipe reports the end: every loop can wait for it, and a native thread can
+        # write to it without knowing the loop.
         reader, writer = os.pipe()
         try:
             self._writers.append(writer)
-            if not self._is_done:  # otherwise run() may have seen no writer
+            if not self._is_done:  # otherwise run() may have missed this writer
                 wait_socket(reader, write=False, timeout=timeout)
         finally:
             try:
                 self._writers.remove(writer)
             except ValueError:
-                # run() has taken it and is about to write, if it has not done so. On a
-                # closed pipe that would be an error, and the signal SIGPIPE.
+                # run() has removed it and may not have written yet. Writing to a closed
+                # pipe would be an error and raise SIGPIPE.
                 native.wait_socket(reader, write=False, timeout=None)
             os.close(reader)
             os.close(writer)
@@ -97,33 +97,32 @@ class _Thread:
         self._wake.acquire()
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call *function* in the thread, which must be one of the idle."""
+        """Call *function* in the thread, which must be idle."""
         self._function = function
         self._wake.release()
 
     def run(self) -> None:
         while True:
             self._function()
-            del self._function  # it may hold much
+            del self._function  # it may hold large objects
             _idle.append(self)
             if not self._wake.acquire(timeout=IDLE):
                 try:
                     _idle.remove(self)
                 except ValueError:
-                    self._wake.acquire()  # call() has it, and is about to release it
+                    self._wake.acquire()  # call() was faster and will release the lock
                 else:
                     return
 
 
 _idle: deque[_Thread] = deque()
-"""The threads that wait for a call. The last one waits for the shortest time."""
+"""The idle threads; the last one has been idle for the shortest time."""
 
 
 def start(function: Callable[[], object]) -> None:
-    """Call *function*, which must not raise, in a native thread.
+    """Call *function*, which must not raise, in a native daemon thread.
 
-    The end of the process does not wait for it. Raise `RuntimeError` if no thread
-    can be started.
+    Raise `RuntimeError` if no thread can be started.
     """
     try:
         thread = _idle.pop()

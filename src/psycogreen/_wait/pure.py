@@ -1,4 +1,4 @@
-"""What runs for every query, in Python. Its twin in C is _speedups.c."""
+"""The fast path of a wait, in Python. Its twin in C is _speedups.c."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
     Failed = Callable[[connection, "Entry", BaseException], bool]
 
 CHECK_INTERVAL = 1000
-"""After how many batches of events one is looked at, whether it is true."""
+"""Every so many batches of events, one is checked for stale events."""
 
-# uWSGI's uGreen never waits here, and needs no greenlet.
+# uWSGI's uGreen does not use this path, and works without greenlet.
 with contextlib.suppress(ModuleNotFoundError):
     from greenlet import getcurrent, greenlet
 
     switch_to = greenlet.switch
 
 BATCH = 64
-"""So many events are taken at once; the rest is there when the loop looks again."""
+"""The maximum number of events in a batch; the loop finds the rest in its next turn."""
 
 
 class Thread(native.original("_thread", "_local")):  # type: ignore[misc]
-    """What each thread has of its own."""
+    """The data of each thread."""
 
     def __init__(self) -> None:
-        """Be called in each thread at its first use."""
+        """Initialise the data; called in each thread at its first use."""
         self.token = object()
-        """Stands for the thread. Its number would be used again."""
+        """Identifies the thread. (Thread numbers are reused.)"""
 
 
 this_thread = Thread()
@@ -60,11 +60,11 @@ class BaseSet:
         self.waiting = 0
         """How many greenlets wait."""
         self.held = False
-        """Whether the loop was told that somebody does."""
+        """Whether the loop was told to keep running for them."""
         self.ended = 0
         """How many waits have ended."""
         self.now = 0.0
-        """The time, while greenlets are woken."""
+        """The time of `time.monotonic` while greenlets are woken, else 0."""
         self.abandoned = False
         self.epoll_fd = -1
         self._epoll: Any = None
@@ -72,15 +72,16 @@ class BaseSet:
         collecting = self._collecting()
         next(collecting)
         self.collect: Callable[[object], None] = collecting.send
-        """Wake the greenlets whose sockets are ready. Called in the hub, with anything.
+        """Wake the greenlets whose sockets are ready. Called in the hub; the argument is
+        ignored.
 
-        No exception comes out of it, or the hub would stop watching: the hub reports
-        it, and may raise only if its loop has to end.
+        It raises no exception, after which the hub would stop watching: the hub's
+        `handle_error` reports it, and raises it only if the loop must end.
         """
 
     def _collecting(self) -> Generator[None, object, None]:
-        # A generator, since a signal's handler may raise in the first step of a
-        # function already. Here that is within the try block.
+        # A generator, because a signal handler may raise in the first instruction of a
+        # function. In the generator, that is inside the try block.
         while True:
             try:
                 yield
@@ -104,7 +105,7 @@ class BaseSet:
         try:
             for fd, _ in self._epoll.poll(0, BATCH):
                 entry = entries.get(fd)
-                # Asked again for each: the one before may have killed this one.
+                # Look it up for each event: the previous greenlet may have killed it.
                 waiter = entry.waiter if entry and entry.epoll_set is self else None
                 if waiter is None:
                     self.remove(fd)
@@ -118,7 +119,7 @@ class BaseSet:
             self.now = 0.0
             self.ended += ended
 
-    # What is unusual: see `psycogreen._wait.epoll.EpollSet`.
+    # The slow path: see `psycogreen._wait.epoll.EpollSet`.
 
     def change(self, entry: Entry, state: int) -> None:
         raise NotImplementedError
@@ -145,43 +146,43 @@ class Entry:
     __slots__ = ("conn", "epoll_set", "fd", "since", "state", "waiter")
 
     def __init__(self, epoll_set: BaseSet, conn: ref[connection], fd: int) -> None:
-        """Belong to *conn*, until another one has the same descriptor *fd*."""
+        """Make the entry of *conn*, whose socket has the descriptor *fd*."""
         self.epoll_set = epoll_set
         self.conn = conn
         self.fd = fd
         self.state = 0
-        """What the kernel's set tells of this socket, in psycopg2's terms; 0 if it is
-        not there."""
+        """What the kernel's set reports for this socket: ``POLL_READ``, ``POLL_WRITE``,
+        or 0 if the socket is not in the set."""
         self.waiter: greenlet | None = None
         self.since = 0.0
-        """When its last wait began: `time.monotonic`, or for a greenlet just woken
-        the time when its loop looked, which costs less to know."""
+        """When its last wait began, in the time of `time.monotonic`. A greenlet that was
+        just woken uses the time of its batch, which is cheaper."""
 
 
 entries: dict[int, Entry] = {}
-"""The entries of all sets by descriptor. One that is found by its number has to
-be asked whose it is: which connection's, and which set's."""
+"""The entries of all sets by descriptor. Descriptors are reused: check that an entry
+belongs to the right connection and set."""
 
 polls: dict[int, Callable[[], int]] = {}
-"""What is called in place of a connection's ``poll()``, by the connection's `id`: what
-follows the answer on the wire, as in a COPY, is part of the wait. To be set before the
-wait begins, and taken away after it."""
+"""Functions that replace a connection's ``poll()`` during a wait, by the connection's
+`id`. COPY uses it: the transfer of its data is part of the wait. Set it before the wait
+begins, and remove it afterwards."""
 
 
 def poll_otherwise(conn: connection) -> int:
-    """Return what the one in *polls* returns if there is one, else ``conn.poll()``."""
+    """Call the function in *polls* for *conn* if there is one, else ``conn.poll()``."""
     return polls.get(id(conn), conn.poll)()
 
 
 def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
-    """Return the callback: the loop that waits for queries.
+    """Return the wait callback: the loop that waits for queries.
 
-    It runs for every query, and what it costs is what being green costs. So it is
-    one function: the usual case straight through, everything else elsewhere.
+    It runs for every query, so its cost is the cost of being green. Therefore it is one
+    function with the usual case inline and everything else elsewhere.
 
-    *find_entry* returns the entry of a connection that has none here, or has done
-    the waiting otherwise if it returns ``None``. *failed* is called with what ends a
-    wait; it returns whether to wait again instead of raising it.
+    *find_entry* returns the entry of a connection that has none here; it returns ``None``
+    if it has done the whole wait by other means. *failed* is called with the exception
+    that ends a wait; it returns whether to wait again instead of raising it.
     """
 
     def wait(  # noqa: C901
@@ -192,7 +193,7 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
             return
         entry = entries.get(conn.fileno())
         if entry is not None:
-            # By a name of its own: calling an attribute that is no method is slower.
+            # A local variable: calling an attribute that is not a method is slower.
             owner = entry.conn
             if (
                 owner() is not conn
@@ -206,14 +207,14 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
                 return
         epoll_set = entry.epoll_set
         try:
-            if entry.waiter is None:  # otherwise change() is about to refuse
+            if entry.waiter is None:  # otherwise change() will raise
                 entry.since = epoll_set.now or monotonic()
             current = getcurrent()
             kind = type(current)
             while True:
-                # No call from the last look at what has to be up to the switch. In a
-                # call a destructor or a signal's handler may run, and let the loop
-                # run, which takes a socket out that nobody waits for.
+                # No call between these checks and the switch. In a call, a destructor or
+                # a signal handler may let the loop run, which removes a socket that no
+                # greenlet waits for.
                 while True:
                     if state != entry.state or entry.waiter is not None:
                         epoll_set.change(entry, state)
@@ -224,7 +225,7 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
                 entry.waiter = current
                 epoll_set.waiting += 1
                 try:
-                    # Any greenlet may switch back: poll() tells whether it was in time.
+                    # Any greenlet may switch back: poll() shows whether it was too early.
                     if kind is epoll_set.plain and epoll_set.greenlet:
                         switch_to(epoll_set.greenlet)
                     else:

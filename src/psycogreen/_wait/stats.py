@@ -1,7 +1,7 @@
-"""How many waits there are and were in this process.
+"""Count the waits of this process.
 
-For a wait that takes its usual way this costs next to nothing: when it began is kept
-where it is noted anyway, and its end is counted together with others'.
+For a wait on the fast path this costs almost nothing: the entry has the time when it
+began, and the epoll set counts the ends of many waits together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger("psycogreen")
 
 
 class _Totals:
-    """What has happened, of which the usual way of a wait knows nothing."""
+    """The counters for waits outside the fast path."""
 
     def __init__(self) -> None:
         self.waits = 0
@@ -37,17 +37,17 @@ totals = _Totals()
 
 
 class Wait:
-    """A wait for *conn* that has no other place to be noted."""
+    """A wait for *conn* outside the fast path."""
 
     def __init__(self, conn: connection, since: float) -> None:
-        """Be under way *since* then, in terms of `time.monotonic`."""
+        """Record a wait that began at *since*, in the time of `time.monotonic`."""
         self.conn = conn
         self.since = since
 
 
-# By identity: what an application's connections are equal to is its own affair.
+# `Wait` objects, not connections: an application's connections may define equality.
 under_way: set[Wait] = set()
-"""The waits that have no other place to be noted."""
+"""The waits under way outside the fast path."""
 
 
 def _since() -> list[float]:
@@ -55,11 +55,12 @@ def _since() -> list[float]:
 
 
 sources: list[Callable[[], Iterable[float]]] = [_since]
-"""What tells since when the waits under way last: one place where they are noted
-each. They are copied, since another thread may begin a wait meanwhile."""
+"""Functions that return when waits under way began: one for each place that records
+them. Each copies its data first: another thread may begin a wait meanwhile."""
 
 counters: list[Callable[[], int]] = [lambda: totals.waits]
-"""What tells how many waits have ended: one place where they are counted each."""
+"""Functions that return how many waits have ended: one for each place that counts
+them."""
 
 
 def waits() -> int:
@@ -68,16 +69,16 @@ def waits() -> int:
 
 
 def ages() -> list[float]:
-    """Return how long each of the waits under way has lasted, in seconds."""
+    """Return how many seconds each wait under way has lasted."""
     begun = [since for source in sources for since in source()]
     now = time.monotonic()
     return [now - since for since in begun]
 
 
 def is_interruption(ex: BaseException) -> bool:
-    """Return whether *ex* has ended a wait that PostgreSQL would have gone on with.
+    """Return whether *ex* has interrupted a wait, so that the query may still be running.
 
-    An error of psycopg2's is the query's own end, unless it is a limit of ours.
+    An error of psycopg2 is the result of the query, except psycogreen's timeouts.
     """
     limits = (WaitTimeout, ConnectTimeout)
     return isinstance(ex, limits) or not isinstance(ex, psycopg2.Error)
@@ -98,10 +99,10 @@ def note_interruption(conn: connection, ex: BaseException, since: float) -> None
 
 @forks.after_in_child
 def _after_fork() -> None:
-    """Begin at zero: what the parent did, and waits for, is not this process's.
+    """Reset the counters in a forked child, and drop the parent's waits.
 
-    What the child does with its copies of the connections that are waited for, when
-    a timeout ends their waits or they are collected, must not reach the server.
+    The child has copies of the connections that the parent waits for. A timeout there,
+    or their collection, must not reach the server.
     """
     totals.waits = totals.cancelled = totals.timed_out = 0
     descriptors = []

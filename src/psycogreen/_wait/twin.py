@@ -1,4 +1,4 @@
-"""What runs for every query: in C if that was compiled, else in Python.
+"""The fast path of a wait: `_speedups` in C if it was compiled, else `pure` in Python.
 
 The two modules have the same names and the same behaviour.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _load() -> ModuleType:
-    """Return the twin that is to be used: ``PSYCOGREEN_PURE=1`` forces Python."""
+    """Return the twin to use: ``PSYCOGREEN_PURE=1`` forces Python."""
     if os.environ.get("PSYCOGREEN_PURE", "") in ("", "0"):
         with contextlib.suppress(ImportError):
             return import_module("psycogreen._wait._speedups")
@@ -37,4 +37,4 @@ make_wait = _twin.make_wait
 polls = _twin.polls
 
 compiled = _twin.__name__ == "psycogreen._wait._speedups"
-"""Whether it is the one in C."""
+"""Whether the twin in C is used."""

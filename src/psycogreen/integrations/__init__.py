@@ -1,1 +1,1 @@
-"""Install psycogreen in a server: one module for each, named in its command line."""
+"""Install psycogreen in a server: one module for each server, named in its command."""

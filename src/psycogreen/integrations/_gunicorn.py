@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _IN_CONFIGURATION = {
     "gevent": ", or put 'from gevent import monkey; monkey.patch_all()' first in "
     "gunicorn's configuration",
-    # Patched by eventlet, gunicorn's master fails when it is told to stop.
+    # No such remedy for eventlet: patched by it, gunicorn's master fails when it stops.
     "eventlet": "",
 }
 
@@ -37,10 +37,10 @@ def prepare_worker(
 ) -> None:
     """Install the callback of *framework*; ``None`` leaves psycopg2 blocking.
 
-    gunicorn's log says which. *late* tells whether the worker itself monkey-patches,
-    which is after the import of a preloaded application; ``None`` finds it out, and
-    needs a call before that patch. The first call in each worker does this, later ones
-    do nothing.
+    gunicorn's log says which callback was installed. *late* is whether the worker itself
+    monkey-patches, which is after the import of a preloaded application. ``None`` detects
+    that, if this is called before that patch. Only the first call in each worker has an
+    effect.
     """
     global _prepared_pid
     if _prepared_pid == os.getpid():
@@ -58,7 +58,7 @@ def prepare_worker(
     else:
         worker.log.warning(
             "psycogreen: no wait callback installed: %s is not a gevent or eventlet "
-            "worker, psycopg2 blocks in it as usual; to make it green, %s",
+            "worker, so psycopg2 blocks it; to make it green, %s",
             type(worker).__name__,
             GUNICORN.how_to_be_green,
         )
@@ -66,7 +66,7 @@ def prepare_worker(
 
 
 def _warn_of_inherited_connections(worker: Worker) -> None:
-    """Warn of psycopg2 connections that this worker shares with other workers.
+    """Warn about psycopg2 connections that this worker shares with other workers.
 
     The fork duplicates their socket: the server receives what several workers write as
     one stream, and each worker may read an answer for another one.
@@ -83,7 +83,7 @@ def _warn_of_inherited_connections(worker: Worker) -> None:
 
 
 def _warn_of_preloading(worker: Worker, framework: str) -> None:
-    """Warn of an application that was imported before the monkey patch."""
+    """Warn about an application that was imported before the monkey patch."""
     instead = _IN_CONFIGURATION[framework]
     worker.log.warning(
         "psycogreen: --preload has imported the application before %s could "
@@ -114,8 +114,8 @@ def _warn_of_preloading(worker: Worker, framework: str) -> None:
 
 def _count(kind: type, condition: Callable[[Any], bool]) -> int:
     """Return how many objects of *kind* meet the condition."""
-    # Not isinstance(), which reads an object's __class__: that would evaluate the
-    # application's lazy proxies.
+    # isinstance() reads an object's __class__, which would evaluate the application's
+    # lazy proxies.
     return sum(
         issubclass(type(thing), kind) and condition(thing) for thing in gc.get_objects()
     )

@@ -2,10 +2,10 @@
 
     celery -A proj worker -P gevent -I psycogreen.integrations.celery
 
-or, in the configuration, ``include = ["psycogreen.integrations.celery"]``. The
-pool decides: gevent's and eventlet's get their wait callback, once in each worker
-process, with a line at level INFO in its log; in any other (prefork, threads, solo)
-psycopg2 blocks as usual, and a warning in the log says so.
+or, in the configuration, ``include = ["psycogreen.integrations.celery"]``. The pool
+selects the wait callback, that of gevent or of eventlet. It is installed once in each
+worker process, and logged at level INFO. With any other pool (prefork, threads, solo)
+psycopg2 blocks as usual, and the log has a warning.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ logger = logging.getLogger("psycogreen")
 
 
 def _install(sender: Worker, **_: object) -> None:
-    """Install the callback that suits the pool of the worker that starts."""
+    """Install the wait callback for the pool of the worker that starts."""
     framework = _framework(sender)
     if framework is None:
         return
     try:
         patch_psycopg(framework)
     except (PatchConflict, ImportError) as ex:
-        # Celery would log any Exception, and go on with a worker that blocks.
+        # Celery would only log an Exception, and start a worker that blocks.
         msg = f"psycogreen: {ex}"
         raise SystemExit(msg) from ex
 
 
 def _log(instance: Worker, **_: object) -> None:
-    """Say what was installed, now that Celery's log is there."""
+    """Log what was installed, after Celery has set up its log."""
     framework = _framework(instance)
     if framework is None:
         logger.warning(
             "psycogreen: no wait callback installed: %s is not a gevent or eventlet "
-            "pool, psycopg2 blocks in it as usual; to make it green, %s",
+            "pool, so psycopg2 blocks it; to make it green, %s",
             get_implementation(instance.pool_cls).__module__,
             CELERY.how_to_be_green,
         )
@@ -56,9 +56,9 @@ def _log(instance: Worker, **_: object) -> None:
     logger.info("psycogreen: %s wait callback installed%s", framework, verdict)
     if not is_patched:
         logger.warning(
-            "psycogreen: %s has not monkey-patched this worker, all waits but "
+            "psycogreen: %s has not monkey-patched this worker, so all waits except "
             "psycopg2's block it: name the pool on the command line (-P %s), where "
-            "Celery looks for it early enough",
+            "Celery finds it early enough to patch",
             framework,
             framework,
         )

@@ -1,9 +1,9 @@
-"""A gunicorn worker that runs on eventlet, with psycopg2 cooperative in it.
+"""A gunicorn worker that runs on eventlet and makes psycopg2 cooperative.
 
     gunicorn -k psycogreen.integrations.eventlet_worker.EventletWorker app:app
 
-It needs no configuration file, and gunicorn 23 or newer, which has no worker
-for eventlet of its own since version 26.
+It needs gunicorn 23 or newer, and no configuration file. gunicorn itself has no eventlet
+worker since version 26.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from psycogreen._requirements import require
 try:
     require("eventlet")
 except ImportError as ex:
-    # Of an ImportError gunicorn would print the traceback, not the remedy alone.
+    # For an ImportError gunicorn would print the traceback, not only the remedy.
     if "gunicorn.arbiter" in sys.modules:
         msg = f"psycogreen: {ex}"
         raise SystemExit(msg) from ex
@@ -61,31 +61,29 @@ _HEARTBEAT = 0.5
 class EventletWorker(AsyncWorker):
     """A worker that serves each client in a greenthread.
 
-    It monkey-patches its own process, never gunicorn's master, and installs
-    eventlet's wait callback, once, also together with
-    ``psycogreen.integrations.gunicorn_conf``. Raise `psycogreen.PatchConflict`
-    on start if another callback is installed.
+    It monkey-patches its own process, never gunicorn's master. It installs eventlet's
+    wait callback, only once if ``psycogreen.integrations.gunicorn_conf`` is used too.
+    Raise `psycogreen.PatchConflict` on start if another callback is installed.
 
-    ``worker_connections`` limits the clients served at a time, over all bound
-    sockets together; further ones wait in the kernel, where another worker may
-    take them.
+    ``worker_connections`` limits the concurrent clients, over all bound sockets
+    together. Further clients wait in the kernel, where another worker may accept them.
     """
 
     sockets: list[GreenSocket]
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        """Initialise the worker, with gunicorn's arguments; this runs in the master."""
+        """Initialise the worker with gunicorn's arguments; runs in the master."""
         super().__init__(*args, **kwargs)
         self._slots = eventlet.Semaphore(self.worker_connections)
         self._serving: set[GreenThread] = set()
         self._idle: dict[GreenThread, Client] = {}
-        """Those that have answered a request and received nothing since then."""
+        """The greenthreads whose client has sent nothing since its last request."""
         self._asked_for: deque[Callable[[], None]] = deque()
         self._tls: ssl.SSLContext | None = None
 
     def init_process(self) -> None:
-        """Make the process green, then go on as gunicorn does (this runs the worker)."""
-        # Until gunicorn's handlers are installed, a signal to stop would be lost.
+        """Make the process green, then run the worker as gunicorn does."""
+        # Block signals: before gunicorn's handlers are installed they would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
         late = self.cfg.preload_app and not patcher.is_monkey_patched("thread")
         prepare_worker(self, "eventlet", late=late)
@@ -94,12 +92,12 @@ class EventletWorker(AsyncWorker):
         super().init_process()
 
     def init_signals(self) -> None:
-        """Install gunicorn's handlers and unblock the signals that are pending."""
+        """Install gunicorn's signal handlers, and unblock pending signals."""
         super().init_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
 
     def run(self) -> None:
-        """Serve until a signal stops the worker or the arbiter ends; then finish."""
+        """Serve until a signal stops the worker or the arbiter ends; finish requests."""
         if self.cfg.is_ssl:
             self._tls = ssl_context(self.cfg)
         acceptors = [eventlet.spawn(self._accept, each) for each in self.sockets]
@@ -118,7 +116,7 @@ class EventletWorker(AsyncWorker):
         return True
 
     def _wait_for_signal(self, seconds: float) -> None:
-        """Let others run for *seconds*, or until a signal, and handle the signal."""
+        """Let other greenthreads run for *seconds*, or until a signal; handle it."""
         self.notify()
         # Python writes to this pipe at each signal. The read is cooperative.
         with eventlet.Timeout(seconds, False):
@@ -127,13 +125,13 @@ class EventletWorker(AsyncWorker):
             self._asked_for.popleft()()
 
     def _finish(self) -> None:
-        """Wait for the requests in flight, as long as gunicorn allows; kill the rest."""
+        """Wait for running requests, as long as gunicorn allows, and kill the rest."""
         self._wait_for_clients(self.cfg.graceful_timeout)
         if self._serving:
             self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
             for greenthread in list(self._serving):
                 greenthread.kill()
-            self._wait_for_clients(1.0)  # a rollback, for example
+            self._wait_for_clients(1.0)  # for a rollback, for example
 
     def _wait_for_clients(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -142,7 +140,7 @@ class EventletWorker(AsyncWorker):
             self._wait_for_signal(0.1)
 
     def _dismiss_idle(self) -> None:
-        """Close the connections that are kept alive and carry no request."""
+        """Close the idle keep-alive connections."""
         for greenthread, client in list(self._idle.items()):
             if not is_readable(client):
                 greenthread.kill()
@@ -150,8 +148,8 @@ class EventletWorker(AsyncWorker):
     def _accept(self, listener: GreenSocket) -> None:
         """Serve the clients of *listener*, each in a greenthread, until killed."""
         while True:
-            # Accept one client at a time, and take a slot only when there is one:
-            # between two clients, other workers can accept.
+            # Accept one client at a time, and take a slot only when a client is there,
+            # so that other workers can accept between two clients.
             hubs.trampoline(listener, read=True)
             self._slots.acquire()
             try:
@@ -167,7 +165,7 @@ class EventletWorker(AsyncWorker):
         if isinstance(ex, BlockingIOError | ConnectionAbortedError):
             return
         self.log.error("psycogreen: cannot accept a client: %s", ex)
-        eventlet.sleep(1.0)  # too many open files, for example: may be temporary
+        eventlet.sleep(1.0)  # it may be temporary, such as too many open files
 
     def _serve(self, listener: GreenSocket, client: Client, address: object) -> None:
         greenthread = eventlet.spawn(self.handle, listener, client, address)
@@ -181,9 +179,9 @@ class EventletWorker(AsyncWorker):
 
     def handle(self, listener: GreenSocket, client: Client, addr: object) -> None:
         """Serve *client* until one of the two sides closes."""
-        client.setblocking(True)  # whatever socket.setdefaulttimeout() says
+        client.setblocking(True)  # ignore socket.setdefaulttimeout()
         if self._tls:
-            # The handshake may take as long as gunicorn waits for a request.
+            # The limit for the handshake is gunicorn's limit for a request.
             limit = self.cfg.keepalive or None
             try:
                 client = encrypt(
@@ -196,7 +194,7 @@ class EventletWorker(AsyncWorker):
         try:
             super().handle(listener, client, addr)
         finally:
-            del client.recv  # which refers to the client itself
+            del client.recv  # a cyclic reference to the client
 
     def _receive(self, recv: Callable[..., bytes], *args: int) -> bytes:
         received = recv(*args)
@@ -207,20 +205,19 @@ class EventletWorker(AsyncWorker):
         self, listener_name: object, req: object, sock: Client, addr: object
     ) -> object:
         """Answer a request; the connection is idle afterwards."""
-        self._idle.pop(getcurrent(), None)  # received together with the last request
+        self._idle.pop(getcurrent(), None)  # a pipelined request is not idle
         result = super().handle_request(listener_name, req, sock, addr)
         self._idle[getcurrent()] = sock
         return result
 
     def timeout_ctx(self) -> eventlet.Timeout:
-        """Return the time limit of the wait for a request, which ends it silently."""
+        """Return the timeout for the wait for a request, which ends it silently."""
         return eventlet.Timeout(self.cfg.keepalive or None, False)
 
     def is_already_handled(self, respiter: object) -> bool:
-        """Return whether the application has answered on the socket by itself.
+        """Return whether the application itself has answered on the socket.
 
-        Raise `StopIteration`, which ends the connection, if it was
-        `eventlet.websocket` that did.
+        Raise `StopIteration`, which ends the connection, if `eventlet.websocket` did.
         """
         if getattr(WSGI_LOCAL, "already_handled", False):
             raise StopIteration
@@ -233,7 +230,7 @@ class EventletWorker(AsyncWorker):
         if not isinstance(exc, GreenletExit):
             super().handle_error(req, client, addr, exc)
 
-    # A signal handler runs in any greenthread or in the hub, which must not wait.
+    # A signal handler runs in any greenthread or in the hub, where it must not wait.
     # So it only queues the work for run().
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:

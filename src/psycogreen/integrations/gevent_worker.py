@@ -1,4 +1,4 @@
-"""gunicorn's gevent worker, with psycopg2 cooperative in it.
+"""gunicorn's gevent worker with a cooperative psycopg2.
 
     gunicorn -k psycogreen.integrations.gevent_worker.GeventWorker app:app
 
@@ -17,12 +17,11 @@ __all__ = ["GeventWorker"]
 class GeventWorker(ggevent.GeventWorker):
     """`gunicorn.workers.ggevent.GeventWorker` that installs gevent's wait callback.
 
-    Together with ``psycogreen.integrations.gunicorn_conf`` it still installs
-    it once. Raise `psycogreen.PatchConflict` on start if another callback is
-    installed.
+    It is installed only once if ``psycogreen.integrations.gunicorn_conf`` is used too.
+    Raise `psycogreen.PatchConflict` on start if another callback is installed.
     """
 
     def init_process(self) -> None:
-        """Install the callback, then go on as gunicorn does (this runs the worker)."""
+        """Install the wait callback, then run the worker as gunicorn does."""
         prepare_worker(self, "gevent")
         super().init_process()

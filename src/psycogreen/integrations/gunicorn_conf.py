@@ -18,20 +18,21 @@ if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
 
-# gunicorn takes every name of this module that is one of its settings as one.
+# gunicorn reads each name of this module that is the name of a setting.
 __all__ = ["post_fork"]
 
 
 def post_fork(server: Arbiter, worker: Worker) -> None:
-    """Install the wait callback that suits *worker*, once, and log that.
+    """Install the wait callback for *worker* and log it.
 
-    The worker's class decides: gevent's and all that derive from it, eventlet's
-    (gunicorn's own, up to version 25, and psycogreen's). Any other worker is
-    left blocking, and the log warns of it. Connections that were opened before the
-    fork are warned of: call this before anything that opens some.
+    The worker's class selects the callback: gevent's and its subclasses, or eventlet's
+    (gunicorn's own up to version 25, and psycogreen's). In any other worker psycopg2
+    keeps blocking, and the log has a warning. Connections that were opened before the
+    fork are logged too: call this before your own code opens any. A second call in the
+    same worker does nothing.
 
-    gunicorn calls this in each new worker before it monkey-patches. Raise
-    `psycogreen.PatchConflict` if another callback is installed: then the worker
-    does not boot.
+    gunicorn calls this in each new worker before the worker monkey-patches. Raise
+    `psycogreen.PatchConflict` if another callback is installed; the worker does not boot
+    then.
     """
     prepare_worker(worker, GUNICORN.framework_of(type(worker)))

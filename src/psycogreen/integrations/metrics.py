@@ -71,13 +71,13 @@ _LONGEST_WAIT = _Figure(
 )
 
 
-# Either turns on the multi-process mode; prometheus_client calls the second one old.
+# Either variable turns on the multi-process mode; the second name is deprecated.
 _MULTIPROCESS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 
 
 @dataclass(frozen=True)
 class _PoolFigure:
-    """A figure of each pool, which has the pool's name as its label."""
+    """A figure of each pool, labelled with the pool's name."""
 
     name: str
     help: str
@@ -88,7 +88,7 @@ class _PoolFigure:
 _POOL_GAUGES = [
     _PoolFigure(
         "psycogreen_pool_size",
-        "Connections of the pool, those being opened or closed included.",
+        "Connections of the pool, including those being opened or closed.",
         lambda pool: pool.size,
         "livesum",
     ),
@@ -100,13 +100,13 @@ _POOL_GAUGES = [
     ),
     _PoolFigure(
         "psycogreen_pool_waiting",
-        "How many wait for a connection of the pool.",
+        "Requests that wait for a connection of the pool.",
         lambda pool: pool.waiting,
         "livesum",
     ),
     _PoolFigure(
         "psycogreen_pool_longest_wait_seconds",
-        "How long the first of them has waited.",
+        "Age of the oldest request that waits for a connection of the pool.",
         lambda pool: pool.longest_wait,
         "livemax",
     ),
@@ -121,16 +121,16 @@ _writing_pid: int | None = None
 
 
 def register(registry: CollectorRegistry = REGISTRY, *, interval: float = 1.0) -> None:
-    """Let *registry* collect psycogreen's figures too.
+    """Add psycogreen's figures to *registry*.
 
     In ``prometheus_client``'s multi-process mode, which the environment variable
-    ``PROMETHEUS_MULTIPROC_DIR`` turns on, any worker answers a scrape for all of them.
-    So each worker writes its figures to a file: every *interval* seconds a thread does
-    so (a greenlet, if threads are monkey-patched). *registry* is not used then, and a
-    fork of this process must call this again. When writing fails, the log says so once,
-    and the thread tries again.
+    ``PROMETHEUS_MULTIPROC_DIR`` turns on, any worker answers a scrape for all workers.
+    So each worker writes its figures to a file: a thread does so every *interval* seconds
+    (a greenlet, if threads are monkey-patched). *registry* is not used in this mode, and
+    a forked process must call this again. If writing fails, the log says so once, and the
+    thread tries again.
 
-    Raise `ValueError` if the figures are registered there already, or written in
+    Raise `ValueError` if the figures are already in *registry*, or already written in
     this process, and `OSError` if they cannot be written.
     """
     if any(name in os.environ for name in _MULTIPROCESS):
@@ -145,14 +145,14 @@ def _start_writing(interval: float) -> None:
         msg = "psycogreen's figures are written in this process already"
         raise ValueError(msg)
     writer = _Writer(interval)
-    # Not a threading.Thread: threading forgets it in a fork, where it may end as a
-    # greenlet.
+    # Not a threading.Thread: after a fork, threading has dropped the thread, but as a
+    # greenlet it still runs in the child.
     _thread.start_new_thread(writer.run, ())
     _writing_pid = os.getpid()
 
 
 class _Collector:
-    """Asks for the figures of this process when they are collected."""
+    """Reads the figures of this process when the registry collects them."""
 
     def describe(self) -> Iterator[Metric]:
         return self.collect()
@@ -186,7 +186,7 @@ class _Writer:
         self._pid = os.getpid()
         self._failing = False
         self._last = {figure.name: 0.0 for figure in _COUNTERS}
-        # No registry: the one that collects reads the files of all processes.
+        # No registry: the registry that answers reads the files of all processes.
         self._counters = {
             figure.name: Counter(figure.name, figure.help, registry=None)
             for figure in _COUNTERS
@@ -198,12 +198,12 @@ class _Writer:
     def run(self) -> None:
         global _writing_pid
         try:
-            # A greenlet also runs in a fork, whose figures begin at zero.
+            # A greenlet also runs in a forked child, whose figures start at zero.
             while os.getpid() == self._pid:
                 self._write_or_log()
                 time.sleep(self._interval)
         finally:
-            # A greenlet may be killed. Then register() starts another one.
+            # A greenlet may be killed. After that, register() may start a new one.
             if _writing_pid == self._pid:
                 _writing_pid = None
 
@@ -255,7 +255,7 @@ class _PoolWriter:
         for each in pools:
             for figure, gauge in self._gauges:
                 gauge.labels(each.name).set(figure.of(each))
-            # Fewer than before means that another pool has the name now.
+            # A smaller number means that a new pool has this name.
             more = each.timed_out - min(self._last.get(each.name, 0), each.timed_out)
             self._timed_out.labels(each.name).inc(more)
             self._last[each.name] = each.timed_out

@@ -1,10 +1,10 @@
-"""What makes psycopg2 cooperative in uWSGI's workers, whatever their engine.
+"""Make psycopg2 cooperative in uWSGI's workers, with any async engine.
 
     uwsgi --gevent 100 --import psycogreen.integrations.uwsgi ...
     uwsgi --async 100 --greenlet --import psycogreen.integrations.uwsgi ...
 
-Importing it is all: it installs the callback in each worker, with a line in the
-log, and not in uWSGI's other processes, which run no engine.
+Importing this module installs the wait callback in each worker, and logs it. uWSGI's
+other processes, which run no engine, are left alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _prepared_pid: int | None = None
 
 
 def _prepare_process() -> None:
-    """Install the callback if this is a worker, once; say in the log what was done."""
+    """Install the wait callback if this process is a worker, and log it. Idempotent."""
     global _prepared_pid
     worker = uwsgi.worker_id()
     if not worker or _prepared_pid == os.getpid():
@@ -48,7 +48,8 @@ def _prepare_process() -> None:
     if framework == "gevent":
         import gevent
 
-        # It runs with the loop, when uWSGI and the application have had their turn.
+        # The greenlet runs when the loop does, after uWSGI and the application may have
+        # monkey-patched.
         gevent.spawn(_warn_if_unpatched, where)
 
 
@@ -56,10 +57,10 @@ def _warn_if_unpatched(where: str) -> None:
     if "gevent" not in monkey_patched():
         uwsgi.log(
             f"psycogreen: warning: gevent has not monkey-patched the process {where}, "
-            "all waits but psycopg2's stop its loop: start uWSGI with "
+            "so all waits except psycopg2's stop its loop: start uWSGI with "
             f"{UWSGI.monkey_patch}"
         )
 
 
-_prepare_process()  # with --lazy-apps the fork is over when this is imported
+_prepare_process()  # with --lazy-apps uWSGI imports this after the fork
 after_fork(_prepare_process)

@@ -1,4 +1,4 @@
-"""Django's choice between psycopg2 and psycopg 3, made for psycopg2."""
+"""Make Django choose psycopg2, not psycopg 3."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _DJANGO = "django.db.backends.postgresql"
 
 
 def choose_psycopg2() -> None:
-    """Have Django's PostgreSQL backend use psycopg2, whatever else is installed.
+    """Make Django's PostgreSQL backend use psycopg2, also if psycopg 3 is installed.
 
-    It chooses once for the whole process, when its modules are imported: psycopg 3 if
-    that can be imported. Does nothing if it has chosen psycopg2. Raise
-    `ImproperlyConfigured` if it has chosen psycopg 3.
+    Django chooses once for the whole process, when the backend's modules are imported:
+    psycopg 3 if that can be imported. Does nothing if Django has chosen psycopg2. Raise
+    `ImproperlyConfigured` if Django has chosen psycopg 3.
     """
     with _hidden("psycopg"):
         chosen = import_module(f"{_DJANGO}.psycopg_any")
@@ -35,7 +35,7 @@ def choose_psycopg2() -> None:
 
 @contextmanager
 def _hidden(name: str) -> Iterator[None]:
-    """Let imports of the module *name* fail in a ``with`` block."""
+    """Make imports of the module *name* fail in a ``with`` block."""
     missing = object()
     before = sys.modules.get(name, missing)
     sys.modules[name] = None  # type: ignore[assignment]

@@ -18,7 +18,7 @@ _pools: dict[str, AliasPool] = {}
 
 
 class AliasPool(Pool):
-    """The pool of an alias, as long as the alias's settings stay as they are."""
+    """The pool of an alias, valid until the alias's settings change."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class AliasPool(Pool):
         super().__init__(connect, name=alias, **options)
         # A copy: a test runner writes the name of its database into the original.
         self.settings = copy.deepcopy(settings)
-        # Made here, after the monkey patch: it is each greenlet's then.
+        # Made here, after the monkey patch, so that each greenlet has its own data.
         self._local = threading.local()
 
     def is_for(self, settings: Settings) -> bool:
@@ -41,10 +41,10 @@ class AliasPool(Pool):
     def lend(self, *, to_this_thread: bool) -> Borrowed:
         """Lend a connection.
 
-        With *to_this_thread* it is closed when the thread, or greenlet, ends without
-        having given it back, for example because it was killed. What else refers to it
-        then is cyclic garbage, and comes to be collected later. (Under eventlet the
-        greenlet is such garbage too, so it has to be collected there.)
+        With *to_this_thread* it is closed if the thread or greenlet ends without
+        returning it, for example because it was killed. Other references to it are then
+        cyclic garbage, which would be collected later. (Under eventlet the greenlet is
+        cyclic garbage too, so there it is closed when that is collected.)
         """
         loan = self.get()
         if to_this_thread:
@@ -64,21 +64,21 @@ class AliasPool(Pool):
 
 
 class Borrowed:
-    """A connection, in the hands of somebody who may be gone before he returns it."""
+    """A borrowed connection, which is closed if its borrower does not return it."""
 
     __slots__ = ("_pool", "loan")
 
     def __init__(self, pool: Pool, loan: Loan) -> None:
-        """Note where it came from."""
+        """Record the pool and the loan."""
         self._pool = pool
         self.loan = loan
 
     def give_back(self) -> None:
-        """Give it back, as new."""
+        """Return the connection to the pool."""
         self._pool.put(self.loan)
 
     def __del__(self) -> None:
-        """Have it closed, unless it was given back."""
+        """Close the connection, unless it was returned."""
         self._pool.drop(self.loan)
 
 
@@ -88,7 +88,7 @@ def find(alias: str) -> AliasPool | None:
 
 
 def add(pool: AliasPool) -> AliasPool:
-    """Make *pool* that of its alias; return the one that another thread has added."""
+    """Register *pool* for its alias; return it, or the one that another thread added."""
     stale = _pools.get(pool.name)
     if stale and not stale.is_for(pool.settings):
         close(pool.name)
@@ -104,7 +104,7 @@ def close(alias: str) -> None:
 def pool_status(alias: str = "default") -> PoolStatus | None:
     """Return the figures of the pool of *alias* in this process.
 
-    ``None`` if nothing has connected through it yet, or it was closed.
+    Return ``None`` if no connection was made through it yet, or it was closed.
     """
     pool = _pools.get(alias)
     return None if pool is None or pool.closed else pool.status()
@@ -112,5 +112,5 @@ def pool_status(alias: str = "default") -> PoolStatus | None:
 
 @forks.after_in_child
 def _after_fork() -> None:
-    """Make pools of its own, which may be monkey-patched where the parent was not."""
+    """Drop the pools, which were made in the parent: it may not be monkey-patched."""
     _pools.clear()

@@ -1,4 +1,4 @@
-"""The backend: Django's own, whose connections come from a pool."""
+"""The backend: Django's own, with connections from a pool."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OPTIONS = tuple(field.name for field in fields(Options))
 
 
 class DatabaseWrapper(postgresql.DatabaseWrapper):
-    """Django's connection, which borrows one from the pool while it is open."""
+    """Django's connection, which borrows a pooled one while it is open."""
 
     creation_class = DatabaseCreation
 
@@ -38,13 +38,13 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
     connection: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Begin without a connection."""
+        """Start without a connection."""
         super().__init__(*args, **kwargs)
         self._borrowed: Borrowed | None = None
 
     @property
     def pool(self) -> AliasPool | None:
-        """The pool of this alias, made on first use; ``None`` if none is asked for."""
+        """The pool of this alias, made on first use; ``None`` without the option."""
         options = self.settings_dict["OPTIONS"].get("pool")
         if not options or self.alias == NO_DB_ALIAS:
             return None
@@ -54,14 +54,14 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         return pool
 
     def close_pool(self) -> None:
-        """Close the pool of this alias; the next connection makes another one.
+        """Close the pool of this alias; the next connection makes a new one.
 
-        What is borrowed from it is closed when it comes back.
+        Borrowed connections are closed when they are returned.
         """
         _registry.close(self.alias)
 
     def get_connection_params(self) -> Any:  # noqa: ANN401
-        """Return psycopg2's arguments, of which the pool is none."""
+        """Return the arguments for psycopg2, without the pool's options."""
         settings = self.settings_dict
         self.settings_dict = _without_pool(settings)
         try:
@@ -70,12 +70,12 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
             self.settings_dict = settings
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Borrow a connection; open one if there is no pool."""
-        self._end_loan()  # if its connection was taken away, as Django's atomic() may
+        """Borrow a connection from the pool; open one if there is no pool."""
+        self._end_loan()  # Django's atomic() may have dropped the connection
         pool = self.pool
         if pool is None:
             return super().get_new_connection(conn_params)
-        # Another thread may use it where Django's tests share it, and outlive this one.
+        # Django's tests share a connection with other threads, which may end later.
         borrowed = pool.lend(to_this_thread=not self.allow_thread_sharing)
         self._borrowed = borrowed
         level = self.settings_dict["OPTIONS"].get("isolation_level")
@@ -88,24 +88,24 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
             borrowed.give_back()
 
     def init_connection_state(self) -> None:
-        """Set what Django wants of a session, which the pool has done for its own."""
+        """Initialise the session for Django, unless it is a pooled one, which is."""
         if self._borrowed:
             BaseDatabaseWrapper.init_connection_state(self)
         else:
             super().init_connection_state()
 
     def ensure_timezone(self) -> Any:  # noqa: ANN401
-        """Set the time zone; the pool's other connections have the former one."""
+        """Set the time zone; close the pool, whose connections have the old one."""
         self.close_pool()
         return super().ensure_timezone()
 
     def close_if_health_check_failed(self) -> None:
-        """Check the connection, unless it is the pool's, which has done so."""
+        """Check the connection, unless it is a pooled one, which was checked."""
         if not self._borrowed:
             super().close_if_health_check_failed()
 
     def _close(self) -> None:
-        """Give the connection back; close it if it is not the pool's."""
+        """Return the connection to the pool; close it if it is not a pooled one."""
         connection = self.connection
         if connection is None:
             return
@@ -118,7 +118,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
 
 def _make_pool(alias: str, settings: Settings, options: Any) -> AliasPool:  # noqa: ANN401
-    """Return a new pool, which opens nothing before it is used."""
+    """Return a new pool, which opens no connection before it is used."""
     options = _checked(alias, settings, options)
     plain = _without_pool(settings)
     try:
@@ -169,7 +169,7 @@ def _connect(
     *,
     connection_factory: type[WatchedConnection],
 ) -> Any:  # noqa: ANN401
-    """Open a connection as Django does; within *timeout* unless another is set."""
+    """Open a connection as Django does, with *timeout* as default limit in seconds."""
     opener = postgresql.DatabaseWrapper(settings, alias)
     params = opener.get_connection_params()
     params["connection_factory"] = connection_factory
@@ -179,7 +179,7 @@ def _connect(
 
 
 def _configure(alias: str, settings: Settings, conn: connection) -> None:
-    """Bring a new session into the state that Django wants."""
+    """Initialise a new session for Django."""
     opener = postgresql.DatabaseWrapper(settings, alias)
     opener.connection = conn
     opener.set_autocommit(True)

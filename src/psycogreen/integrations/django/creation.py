@@ -1,4 +1,4 @@
-"""Databases for tests, which nobody may be connected to while they are made or gone."""
+"""Test databases: no connection may be open while one is copied or dropped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from django.db.backends.postgresql.creation import DatabaseCreation as Creation
 
 
 class DatabaseCreation(Creation):
-    """Closes the pool first, which Django does by itself since 5.1."""
+    """Closes the pool first, as Django's own backend does since 5.1."""
 
     def _clone_test_db(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         self.connection.close()
