@@ -66,5 +66,5 @@ def _warn_if_blocking(worker: Any) -> None:  # noqa: ANN401
         worker.log.warning(
             "psycogreen: psycopg2 blocks this gevent worker with every query: start "
             "gunicorn with -c python:psycogreen.integrations.gunicorn_conf, or set "
-            "PSYCOGREEN=gevent (a post_fork of your own replaces an imported one)"
+            "PSYCOGREEN=gevent"
         )

@@ -33,6 +33,18 @@ def post_fork(server, worker):
     gunicorn_conf.post_fork(server, worker)
     worker.log.info("my own post_fork")
 """
+POST_FORK_REPLACED = f"""
+{POST_FORK_IMPORTED}
+
+def post_fork(server, worker):
+    worker.log.info("my own post_fork")
+"""
+OWN_CONFIGURATIONS = {
+    "imported": POST_FORK_IMPORTED,
+    "called": POST_FORK_CALLED,
+    "replaced": POST_FORK_REPLACED,
+    "module imported": "import psycogreen.integrations.gunicorn_conf",
+}
 
 
 def pids(server, pattern):
@@ -142,14 +154,37 @@ def test_blocking_workers(serve, worker):
         assert all(line[2].endswith(remedy) for line in lines)
 
 
-@pytest.mark.parametrize("conf", [POST_FORK_IMPORTED, POST_FORK_CALLED])
+@pytest.mark.parametrize("conf", OWN_CONFIGURATIONS)
 def test_own_configuration(serve, tmp_path, conf):
-    """A configuration of one's own takes post_fork in, or calls it."""
+    """A configuration of one's own imports the module, with or without a post_fork."""
     path = tmp_path / "conf.py"
-    path.write_text(f"{conf}\nworkers = 2\nworker_class = 'gevent'\n")
+    hooks = OWN_CONFIGURATIONS[conf]
+    path.write_text(f"{hooks}\nworkers = 2\nworker_class = 'gevent'\n")
     with serve("status_app:app", "-c", str(path)) as server:
         server.await_line(INSTALLED, count=2)
         assert pids(server, INSTALLED) == pids(server, BOOTING)
+        assert json.loads(request(server.url).body)["framework"] == "gevent"
+        if "my own" in hooks:
+            own = r"\[(\d+)\] \[INFO\] my own post_fork"
+            assert pids(server, own) == pids(server, BOOTING)
+        server.popen.send_signal(signal.SIGHUP)
+        server.await_line(INSTALLED, count=4)
+        assert pids(server, INSTALLED) == pids(server, BOOTING)
+
+
+def test_connections_of_an_own_post_fork(serve, tmp_path):
+    """Connections that a worker's own post_fork opens are not taken for inherited."""
+    path = tmp_path / "conf.py"
+    path.write_text(
+        "import os, psycopg2\n"
+        "import psycogreen.integrations.gunicorn_conf\n"
+        "worker_class = 'gevent'\n"
+        "def post_fork(server, worker):\n"
+        "    worker.connection = psycopg2.connect(os.environ['DSN'])\n"
+    )
+    with serve("status_app:app", "-c", str(path)) as server:
+        server.await_line(INSTALLED)
+        assert "WARNING" not in server.output
 
 
 @pytest.mark.parametrize("way", ["configuration", "worker", "both"])
@@ -211,21 +246,9 @@ def test_preload_without_pools(serve):
         assert "WARNING" not in server.output
 
 
-REPLACED = (
-    POST_FORK_IMPORTED
-    + """
-def post_fork(server, worker):
-    pass
-"""
-)
-
-
-@pytest.mark.parametrize("conf", ["", REPLACED], ids=["none", "replaced"])
-def test_blocking_gevent_worker(serve, tmp_path, conf):
+def test_blocking_gevent_worker(serve):
     """A gevent worker that psycopg2 blocks is warned of, with the remedy."""
-    path = tmp_path / "conf.py"
-    path.write_text(conf)
-    with serve("status_app:app", "-k", "gevent", "-c", str(path)) as server:
+    with serve("status_app:app", "-k", "gevent") as server:
         server.await_line(
             r"\[WARNING\] psycogreen: psycopg2 blocks this gevent worker .* start "
             r"gunicorn with -c python:psycogreen\.integrations\.gunicorn_conf"

@@ -323,6 +323,50 @@ def test_two_frameworks(run):
     )
 
 
+QUERY_AND_PRINT_WARNINGS = """
+import logging
+handler = logging.StreamHandler(sys.stdout)
+logging.getLogger("psycogreen").addHandler(handler)
+for _ in range(2):
+    psycopg2.connect(os.environ["DSN"]).cursor().execute("select 1")
+"""
+PATCH_CALL = {
+    "gevent": "gevent.monkey.patch_all()",
+    "eventlet": "eventlet.monkey_patch()",
+}
+
+
+@each_framework
+def test_nothing_is_monkey_patched(run, framework):
+    """A program that patches psycopg2 alone is warned of that, once, at a query."""
+    install = f"import psycogreen; psycogreen.patch_psycopg({framework!r})"
+    printed = run(install + QUERY_AND_PRINT_WARNINGS)
+    assert printed.count("nothing is monkey-patched") == 1
+    assert f"call {PATCH_CALL[framework]} before" in printed
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "psycogreen.patch_psycopg('gevent'); {gevent}patch_all()",
+        "psycogreen.patch_psycopg('gevent'); {gevent}patch_time()",
+        "psycogreen.patch_psycopg('eventlet'); {eventlet}monkey_patch()",
+        "psycogreen.patch_psycopg('eventlet'); {eventlet}monkey_patch(time=True)",
+        "psycogreen.patch_psycopg('gevent'); import logging; "
+        + "logging.getLogger('psycogreen.monkey_patch').setLevel('ERROR')",
+    ],
+    ids=["after", "partly", "eventlet after", "eventlet partly", "turned off"],
+)
+def test_no_warning_of_a_monkey_patch(run, program):
+    """A later patch, a partial one, and a program that says so are not warned of."""
+    modules = {
+        "gevent": "from gevent import monkey; monkey.",
+        "eventlet": "import eventlet; eventlet.",
+    }
+    install = f"import psycogreen; {program.format(**modules)}"
+    assert run(install + QUERY_AND_PRINT_WARNINGS) == ""
+
+
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_builtin_callback_of_eventlet(run, order):
     """Eventlet's own callback is taken over, whichever comes first."""

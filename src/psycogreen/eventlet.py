@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from psycogreen import _install
 from psycogreen._requirements import require
-from psycogreen._wait import epoll, forks, native
+from psycogreen._wait import epoll, forks, native, unpatched
 
 require("eventlet")
 
@@ -133,7 +133,12 @@ def _epoll_set() -> EpollSet | None:
         if not native.is_main_thread():
             return None
         hub = hubs.get_hub()
-    return epoll.set_of_thread(hub, lambda: _Hub(hub))
+    return epoll.set_of_thread(hub, lambda: _adapt(hub))
+
+
+def _adapt(hub: hubs.hub.BaseHub) -> _Hub:
+    unpatched.warn_once("eventlet.monkey_patch()", patcher.is_monkey_patched)
+    return _Hub(hub)
 
 
 def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:

@@ -14,10 +14,11 @@ from weakref import WeakSet
 
 from psycogreen import _install
 from psycogreen._requirements import require
-from psycogreen._wait import epoll, forks, native
+from psycogreen._wait import epoll, forks, native, unpatched
 
 require("gevent")
 
+import gevent.monkey
 import gevent.resolver.thread
 import gevent.socket
 from gevent._hub_local import get_hub_if_exists
@@ -178,6 +179,7 @@ def _epoll_set() -> EpollSet | None:
 
 
 def _adapt(hub: gevent.hub.Hub) -> _Hub:
+    unpatched.warn_once("gevent.monkey.patch_all()", gevent.monkey.is_module_patched)
     libuv = type(hub.loop).__module__.startswith("gevent.libuv")
     return _LibuvHub(hub) if libuv else _Hub(hub)
 

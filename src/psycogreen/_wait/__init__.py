@@ -6,6 +6,7 @@ of the fast path is compiled (``_speedups.c``), with `pure` as its twin in Pytho
 selects one of them. `deadline` keeps ``connect_timeout``. `cancel` cancels a query on
 the server when its wait was interrupted. `libpq` calls functions that psycopg2 does not
 offer. `offload` runs blocking calls in native threads. `native` has the operating
-system's threads and waits. `forks` is the fork hook. `stats` counts. `hub` is the
-interface to a framework. No module here imports a framework or another room.
+system's threads and waits. `forks` is the fork hook. `stats` counts. `unpatched` warns
+about a process in which nothing is monkey-patched. `hub` is the interface to a framework.
+No module here imports a framework or another room.
 """

@@ -17,7 +17,7 @@ from psycopg2.extensions import connection
 from psycogreen import patch_psycopg
 from psycogreen._install import monkey_patched
 from psycogreen._servers import GUNICORN
-from psycogreen._wait import native
+from psycogreen._wait import native, unpatched
 
 if TYPE_CHECKING:
     from gunicorn.workers.base import Worker
@@ -30,6 +30,7 @@ _IN_CONFIGURATION = {
 }
 
 _prepared_pid: int | None = None
+_looked_at_connections_pid: int | None = None
 
 
 def prepare_worker(
@@ -45,12 +46,13 @@ def prepare_worker(
     global _prepared_pid
     if _prepared_pid == os.getpid():
         return
-    _warn_of_inherited_connections(worker)
+    warn_of_inherited_connections(worker)
     if framework:
         if late is None:
             late = framework not in monkey_patched()
         if late and worker.cfg.preload_app:
             _warn_of_preloading(worker, framework)
+        unpatched.leave_to_server()
         patch_psycopg(framework)
         worker.log.info(
             "psycogreen: %s wait callback installed, this worker is green", framework
@@ -65,12 +67,17 @@ def prepare_worker(
     _prepared_pid = os.getpid()
 
 
-def _warn_of_inherited_connections(worker: Worker) -> None:
+def warn_of_inherited_connections(worker: Worker) -> None:
     """Warn about psycopg2 connections that this worker shares with other workers.
 
     The fork duplicates their socket: the server receives what several workers write as
-    one stream, and each worker may read an answer for another one.
+    one stream, and each worker may read an answer for another one. Only the first call
+    in each worker looks: later there may be connections of the worker's own.
     """
+    global _looked_at_connections_pid
+    if _looked_at_connections_pid == os.getpid():
+        return
+    _looked_at_connections_pid = os.getpid()
     inherited = _count(connection, lambda conn: not conn.closed)
     if inherited:
         worker.log.warning(

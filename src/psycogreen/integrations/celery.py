@@ -18,6 +18,7 @@ from celery.concurrency import get_implementation
 
 from psycogreen import PatchConflict, patch_psycopg, status
 from psycogreen._servers import CELERY
+from psycogreen._wait import unpatched
 
 if TYPE_CHECKING:
     from celery.apps.worker import Worker
@@ -32,6 +33,7 @@ def _install(sender: Worker, **_: object) -> None:
     framework = _framework(sender)
     if framework is None:
         return
+    unpatched.leave_to_server()
     try:
         patch_psycopg(framework)
     except (PatchConflict, ImportError) as ex:

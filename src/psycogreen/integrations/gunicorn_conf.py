@@ -4,19 +4,28 @@ Without a configuration of your own::
 
     gunicorn -k gevent -c python:psycogreen.integrations.gunicorn_conf app:app
 
-With one, import `post_fork` into it, or call it inside your own ``post_fork``.
+With one, import this module there. That is enough, also if the configuration has a
+``post_fork`` of its own. Call `post_fork` first in it if it makes queries.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gunicorn.arbiter import Arbiter
+
 from psycogreen._servers import GUNICORN
-from psycogreen.integrations._gunicorn import prepare_worker
+from psycogreen.integrations._gunicorn import (
+    prepare_worker,
+    warn_of_inherited_connections,
+)
 
 if TYPE_CHECKING:
-    from gunicorn.arbiter import Arbiter
+    from collections.abc import Callable
+
     from gunicorn.workers.base import Worker
+
+    Hook = Callable[[Arbiter, Worker], object]
 
 # gunicorn reads each name of this module that is the name of a setting.
 __all__ = ["post_fork"]
@@ -36,3 +45,34 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
     then.
     """
     prepare_worker(worker, GUNICORN.framework_of(type(worker)))
+
+
+class _Completed:
+    """A configuration's own ``post_fork``, and psycogreen's after it."""
+
+    def __init__(self, own: Hook) -> None:
+        self._own = own
+
+    def __call__(self, server: Arbiter, worker: Worker) -> None:
+        # Before the configuration's own hook may open connections.
+        warn_of_inherited_connections(worker)
+        self._own(server, worker)
+        post_fork(server, worker)  # does nothing if the hook has called it
+
+
+_spawn_worker = Arbiter.spawn_worker
+
+
+def _spawn_green_worker(server: Arbiter) -> object:
+    """Spawn a worker that runs `post_fork`, whatever the configuration's hook is.
+
+    A ``post_fork`` that is defined below the import of psycogreen's replaces it, and
+    each worker would block.
+    """
+    own = server.cfg.post_fork
+    if own is not post_fork and not isinstance(own, _Completed):
+        server.cfg.set("post_fork", _Completed(own))
+    return _spawn_worker(server)
+
+
+Arbiter.spawn_worker = _spawn_green_worker

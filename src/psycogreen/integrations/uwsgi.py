@@ -19,6 +19,7 @@ from psycogreen._install import monkey_patched
 from psycogreen._servers import UWSGI
 from psycogreen._uwsgi.engine import engine
 from psycogreen._uwsgi.postfork import after_fork
+from psycogreen._wait import unpatched
 
 __all__: list[str] = []
 
@@ -34,6 +35,7 @@ def _prepare_process() -> None:
     _prepared_pid = os.getpid()
     framework = "gevent" if engine() == "gevent" else "uwsgi"
     where = f"in worker {worker} (pid: {os.getpid()})"
+    unpatched.leave_to_server()
     try:
         patch_psycopg(framework)
     except (ImportError, RuntimeError) as ex:
