@@ -455,6 +455,13 @@ def test_unknown_framework():
         psycogreen.check(framework="twisted")
 
 
+def test_unquoted_words(command, dsn):
+    """The words of a connection string need no quotes."""
+    result = command("check", *QUICK, *dsn.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("cooperative: ")
+
+
 def test_plain_steps(command, dsn):
     """Where there is no terminal, each step is a line, and nothing is coloured."""
     result = command("check", dsn, *QUICK)

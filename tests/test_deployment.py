@@ -4,6 +4,8 @@ import configparser
 import json
 import re
 import shlex
+import shutil
+import subprocess
 import threading
 import time
 
@@ -98,6 +100,28 @@ def test_times():
     patience = int(docker[docker.index("--graceful-timeout") + 1])
     [stop] = re.findall(r"docker stop --time (\d+)", DOCKERFILE.read_text())
     assert patience < int(stop)
+
+
+def test_unit_is_known_to_systemd(tmp_path):
+    """Every line of the unit is one that systemd knows."""
+    unit = tmp_path / UNIT.name
+    # What the unit runs is not there: true is.
+    text = UNIT.read_text().replace("/srv/green-app/venv/bin/gunicorn", "/bin/true")
+    unit.write_text(text)
+    sections = re.findall(r"^\[(\w+)\]$", text, re.MULTILINE)
+    assert sections == ["Unit", "Service", "Install"]
+    if verify := shutil.which("systemd-analyze"):
+        assert complaints(verify, unit) == []
+        unit.write_text(text.replace("KillMode", "KilMode"))
+        assert complaints(verify, unit) != []
+
+
+def complaints(verify, unit):
+    """Return what systemd says about this unit, not about others of this machine."""
+    result = subprocess.run(
+        [verify, "verify", str(unit)], capture_output=True, text=True, check=False
+    )
+    return [line for line in result.stderr.splitlines() if unit.name in line]
 
 
 def await_active(active, pattern, count):

@@ -62,15 +62,13 @@ ONLY_HERE = [
 ]
 
 WALKED = [
-    path
-    for path in PAGES
-    if any(not command.for_working_copy for command in commands(path))
+    path for path in PAGES if any(not command.not_walked for command in commands(path))
 ]
 REPOSITORY = [
     pytest.param(command, id=f"{path.name}-{n}")
     for path in PAGES
     for n, command in enumerate(commands(path))
-    if command.for_working_copy
+    if command.not_walked
 ]
 
 
@@ -110,7 +108,7 @@ def test_example_is_walked(example):
 
 def walk(shell, path):
     """Run a page's commands; every server answers, in its framework's way."""
-    todo = [command for command in commands(path) if not command.for_working_copy]
+    todo = [command for command in commands(path) if not command.not_walked]
     if path.name != "README.rst":  # which makes an environment itself
         do(shell, "python3 -m venv venv && . venv/bin/activate")
     if path.name in INSTALLED:
@@ -134,10 +132,10 @@ def do(shell, text):
 
 @pytest.mark.parametrize("command", REPOSITORY)
 def test_command_of_the_repository(command):
-    """What takes a working copy, or root's rights, names things that exist.
+    """What the walk leaves out names things that exist.
 
     They are targets of the Makefile, or tests that are found, or packages that CI
-    installs: CI runs them.
+    installs. `walk.NOT_WALKED` has the reasons.
     """
     words = shlex.split(command.text.replace("\\\n", " "), comments=True)
     words = [word for word in words if "=" not in word or "/" in word]

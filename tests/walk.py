@@ -21,6 +21,17 @@ SERVERS = re.compile(
     r"(?:\w+=\S+ )*(?:gunicorn|uwsgi|celery .* worker|python -m gevent\.monkey"
     r"|python \w+_server\.py)\b"
 )
+# What takes the repository, not an installed psycogreen. `test_command_of_the_repository`
+# holds what it names against what there is.
+NOT_WALKED = [
+    ("make demo", "takes minutes: test_examples.py runs the demo"),
+    ("make test", "this is what runs now"),
+    ("make lint", "CI runs it"),
+    ("make docs", "CI runs it"),
+    ("make bench", "takes a quarter of an hour: test_benchmarks.py runs a short one"),
+    ("make faults", "takes minutes: tests/faults runs each of them"),
+    (".venv/bin/pytest", "a selection of the tests that CI runs"),
+]
 # Ends what a command prints, with its status.
 END = "--- status "
 
@@ -34,13 +45,12 @@ class Command:
     shown: list[str] = field(default_factory=list)
 
     @property
-    def for_working_copy(self):
-        """Whether it takes the repository, or root's rights."""
-        return (
-            self.prompt == "#"
-            or self.text.startswith("make ")
-            or ".venv/bin/" in self.text
-        )
+    def not_walked(self):
+        """Why the walk does not run it, or ``None``."""
+        if self.prompt == "#":
+            return "takes root's rights"
+        reasons = (reason for words, reason in NOT_WALKED if words in self.text)
+        return next(reasons, None)
 
     @property
     def serves(self):

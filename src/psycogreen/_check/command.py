@@ -25,6 +25,7 @@ from psycogreen._check.postgres import postgres
 from psycogreen._check.probe import Job
 from psycogreen._check.tasks import LOOPS, loop
 from psycogreen._interface.dsn import for_libpq
+from psycogreen._wait import unpatched
 
 COOPERATIVE, BLOCKING, NOT_CHECKED = 0, 1, 2
 """The exit statuses of ``check``."""
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, server = _divided(sys.argv[1:] if arguments is None else arguments)
     given = _parser().parse_args(own)
     if given.command == "check":
+        given.dsn = " ".join(given.dsn)
         return _check(given, server)
     _print("\n".join(overview.lines()))
     return 0
@@ -119,11 +121,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "dsn",
-        nargs="?",
-        default="",
+        nargs="*",
         metavar="DSN",
-        help="the database: libpq's keywords or a URL (default: libpq's defaults, such "
-        "as PGHOST)",
+        help="the database: libpq's keywords, quoted or not, or a URL (default: "
+        "libpq's defaults, such as PGHOST)",
     )
     command.add_argument(
         "--embedded",
@@ -175,6 +176,7 @@ def _check_here(given: argparse.Namespace) -> tuple[bool, str]:
     """Check this process; return whether it is cooperative, and what to print."""
     # Ctrl-C ends the process instead of raising an exception in a hub or a query.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    unpatched.leave_to_others()
     checked = _run_check(given)
     if given.json:
         return checked.cooperative, _as_json(report.as_dict(checked))

@@ -52,7 +52,7 @@ def prepare_worker(
             late = framework not in monkey_patched()
         if late and worker.cfg.preload_app:
             _warn_of_preloading(worker, framework)
-        unpatched.leave_to_server()
+        unpatched.leave_to_others()
         patch_psycopg(framework)
         worker.log.info(
             "psycogreen: %s wait callback installed, this worker is green", framework

@@ -33,7 +33,7 @@ def _install(sender: Worker, **_: object) -> None:
     framework = _framework(sender)
     if framework is None:
         return
-    unpatched.leave_to_server()
+    unpatched.leave_to_others()
     try:
         patch_psycopg(framework)
     except (PatchConflict, ImportError) as ex:

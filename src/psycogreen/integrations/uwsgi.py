@@ -35,7 +35,7 @@ def _prepare_process() -> None:
     _prepared_pid = os.getpid()
     framework = "gevent" if engine() == "gevent" else "uwsgi"
     where = f"in worker {worker} (pid: {os.getpid()})"
-    unpatched.leave_to_server()
+    unpatched.leave_to_others()
     try:
         patch_psycopg(framework)
     except (ImportError, RuntimeError) as ex:
