@@ -52,6 +52,27 @@ def test_promise(python, libpq):
     assert python(block, timeout=25, **libpq).strip() == str(list(range(50)))
 
 
+ODOO = """
+from gevent import monkey; monkey.patch_all()
+import psycopg2.extensions, psycopg2.extras
+psycopg2.extensions.set_wait_callback(psycopg2.extras.wait_select)
+"""
+
+
+@pytest.mark.parametrize("before", [ODOO, ""], ids=["gevent", "others"])
+def test_odoo(before, python):
+    """The module for Odoo replaces the callback in Odoo's gevent process alone."""
+    [module] = [
+        block
+        for block in code_blocks(ROOT / "docs" / "recipes.rst", "python")
+        if "replace=True" in block
+    ]
+    printed = python(f"{before}{module}print(psycogreen.status().framework)")
+    *log, framework = printed.splitlines()
+    assert framework == ("gevent" if before else "None")
+    assert ["replaced" in line for line in log] == [True] * bool(before)
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_other_languages(path):
     """What is not Python is for a shell, or said to be plain text."""

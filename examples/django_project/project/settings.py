@@ -18,7 +18,7 @@ DATABASES = {
         "ENGINE": "psycogreen.integrations.django",
         "HOST": _dsn.get("host", ""),
         "PORT": _dsn.get("port", ""),
-        "NAME": _dsn.get("dbname", "postgres"),
+        "NAME": _dsn.get("dbname") or os.environ.get("PGDATABASE", "postgres"),
         "USER": _dsn.get("user", ""),
         "PASSWORD": _dsn.get("password", ""),
         # A request borrows a connection, and waits for one if all are in use.
