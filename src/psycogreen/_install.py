@@ -109,6 +109,8 @@ def patch_psycopg(
     wait on. A forked process inherits the callback and the options. A second call
     changes only the options that are given. Call it before or after the framework's
     monkey-patching if *framework* is given, only after it if *framework* is ``None``.
+    If nothing is monkey-patched when a query first waits, the logger
+    ``psycogreen.monkey_patch`` has a warning, once in a process.
 
     Raise `PatchConflict` if another wait callback is installed; *replace* takes over
     from it instead. (eventlet's built-in callback counts as eventlet's, and a
