@@ -12,6 +12,8 @@ from overlap import assert_at_once
 from pages import PAGES, ROOT, code_blocks
 from servers import HttpServer
 
+import psycogreen
+
 # Pages whose code needs a server's own process; the server's tests run it.
 ELSEWHERE = {"uwsgi.rst": "test_uwsgi.py"}
 
@@ -112,6 +114,31 @@ def test_install_lines(path):
 
 
 REPOSITORY = r"https://(?:raw\.githubusercontent|github)\.com/psycopg/psycogreen/"
+
+
+# Names of loggers, not of modules.
+LOGGERS = {"psycogreen.monkey_patch"}
+
+
+@pytest.mark.parametrize(
+    "path", [*PAGES, ROOT / "CHANGES.rst"], ids=lambda path: path.name
+)
+def test_names(path):
+    """Every module, class and function of psycogreen's that is named is there."""
+    names = set(re.findall(r"psycogreen(?:\.[A-Za-z_]+)+", path.read_text()))
+    assert [name for name in names - LOGGERS if not is_defined(name)] == []
+
+
+def is_defined(name):
+    """Return whether there is such a module, or its module's source has such a name."""
+    _, *parts = name.split(".")
+    place = Path(psycogreen.__file__).parent
+    while parts and (
+        (place / parts[0]).is_dir() or (place / f"{parts[0]}.py").exists()
+    ):
+        place /= parts.pop(0)
+    source = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    return not parts or re.search(rf"\b{parts[0]}\b", source.read_text())
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
