@@ -191,7 +191,9 @@ def test_in_words(check, dsn):
     status, output, errors = check(*GUNICORN, "-k", "gevent")
     assert status == 1
     first, worker, *_ = output.splitlines()
-    assert first.startswith("BLOCKING: wait callback missing, 2 queries of 1 s at ")
+    assert first.startswith(
+        "BLOCKING: wait callback missing, 2 concurrent queries of 1 s "
+    )
     assert worker.startswith("  worker           gunicorn's GeventWorker, pid ")
     assert output.splitlines()[-2:] == [
         "problem: wait callback missing: psycopg2 stops the loop with every query",
