@@ -1,4 +1,4 @@
-"""The tests with the oldest and the newest libraries, on every Python found.
+"""Run the tests with the oldest and the newest libraries, on every Python found.
 
 ``make test-matrix`` runs all of it, ``.venv/bin/nox -l`` lists it, and
 ``.venv/bin/nox -s "tests-3.13(oldest)" -- tests/test_contract.py`` runs a part.
@@ -14,7 +14,7 @@ import nox
 sys.path.insert(0, "tools")
 import pythons
 
-# The modules whose outcome may depend on a library's version.
+# The test modules whose results may depend on a library's version.
 TESTS = [
     f"tests/test_{name}.py"
     for name in (
@@ -29,8 +29,8 @@ TESTS = [
     )
 ]
 
-# The oldest that there is a wheel of, for each Python: psycopg2 is no dependency
-# that pyproject.toml could name.
+# The oldest psycopg2-binary with a wheel for each Python. (psycopg2 is not among the
+# dependencies in pyproject.toml.)
 OLDEST_PSYCOPG2 = {
     "3.11": "2.9.5",
     "3.12": "2.9.9",
@@ -39,7 +39,7 @@ OLDEST_PSYCOPG2 = {
     "3.15": "2.9.13",
 }
 
-# What does not run on a Python, declared minimum or not: the oldest that does.
+# The oldest versions that run on a Python, if they are newer than the declared minimum.
 OLDEST_ON = {
     "3.13": {"eventlet": "0.38.0"},
     "3.14": {"eventlet": "0.38.0", "gevent": "25.9.1"},
@@ -66,7 +66,7 @@ def oldest(version: str) -> list[str]:
 
 def install(session: nox.Session, *libraries: str) -> None:
     """Install the package, what its tests need, and *libraries*."""
-    session.install("pip>=25.1")  # it knows dependency groups
+    session.install("pip>=25.1")  # supports dependency groups
     session.install(".", "--group", "test", *libraries)
 
 
@@ -88,7 +88,7 @@ for version in pythons.VERSIONS:
         tests(session, version, [])
 
 
-# Django's long-term releases and the newest, each on a Python that it runs on.
+# Django's long-term releases and the newest one, each on a Python that it supports.
 DJANGOS = {"4.2": "3.11", "5.2": "3.13", "6.0": "3.13"}
 DJANGO_TESTS = [
     "tests/test_pool.py",

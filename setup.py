@@ -1,7 +1,8 @@
-"""The extensions, which metadata cannot describe yet. All else is in pyproject.toml.
+"""Build the C extensions. Everything else about the package is in pyproject.toml.
 
-They are optional: where one cannot be compiled the package installs without it,
-and whoever asks for what it does is told.
+The extensions are optional: if one cannot be compiled, the package is installed without
+it. Without _speedups, _rows or _turns, psycogreen uses their twins in Python. Without
+_ugreen, patch_psycopg() raises an error under uWSGI's uGreen.
 """
 
 import sys
@@ -18,11 +19,11 @@ if sys.platform == "linux":
     rows = Extension(
         "psycogreen._interface._rows", ["src/psycogreen/_interface/_rows.c"]
     )
-    # dlopen() is in a library of its own before glibc 2.34.
+    # Before glibc 2.34, dlopen() is in the library libdl.
     rows.libraries = ["dl"]
     extensions.append(rows)
     if greenlet := find_spec("greenlet"):
-        # Its wheels have the header within the package, as greenlet/greenlet.h.
+        # greenlet's wheels have the header in the package, as greenlet/greenlet.h.
         headers = str(Path(greenlet.origin).parents[1])
         sources = ["src/psycogreen/_wait/_speedups.c"]
         speedups = Extension(

@@ -1,8 +1,8 @@
-"""psycogreen beside what else there is: everything measured in one run.
+"""Compare psycogreen with the alternatives, all measured in one run.
 
-Run it with ``make bench``. All ways take turns, so that what else the machine does
-hits them alike. --quick only shows that it works: the figures, to be found in
-FOLDER, mean nothing.
+Run it with ``make bench``. All ways take turns, so that other load on the machine affects
+them equally. --quick only shows that the benchmarks work: its figures, in FOLDER, are not
+meaningful.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from psycogreen._check.postgres import postgres
 MEASURES = [
     *(measure_queries, measure_rows, measure_large, measure_requests, measure_django),
     measure_sleepers,
-    # Last: it makes this process a nicer one.
+    # Last, because it lowers the priority of this process.
     measure_instructions,
 ]
 
 
 def main() -> None:
-    """Do as the command line says."""
+    """Run the benchmarks that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", type=Path, metavar="FOLDER")
     parser.add_argument("--redraw", action="store_true", help="measure nothing")
@@ -71,7 +71,7 @@ def write(
     (docs / "benchmarks-table.rst").write_text(rst(found), encoding="utf-8")
     draw(found, docs)
     console = Console()
-    # Narrower than this the figures are broken into pieces.
+    # In a narrower console the figures would be wrapped.
     console.width = max(console.width, 140)
     for table in tables(found):
         printed = Table(*table.headings, title=table.title, title_justify="left")
@@ -81,7 +81,7 @@ def write(
 
 
 def _allow_many_files() -> None:
-    """Let the processes to come have as many sockets as the system allows."""
+    """Raise the limit of open files for the processes that this one starts."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

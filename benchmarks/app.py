@@ -1,6 +1,6 @@
-"""The application that is served: a request is a query, on a connection kept open.
+"""The WSGI application: each request makes a query on an open connection.
 
-The variable WAY says how psycopg2 waits, DSN where the server is.
+The environment variable WAY names the way to wait, DSN the database.
 """
 
 import collections
@@ -27,7 +27,7 @@ def connect() -> Any:  # noqa: ANN401
 
 
 def open_connections(count: str) -> str:
-    """Open so many connections, one after the other, to have them."""
+    """Open *count* connections, one after the other, and keep them."""
     idle.extend(connect() for _ in range(int(count)))
     return count
 

@@ -1,9 +1,9 @@
-"""An HTTP client for many connections at once, in a process of its own.
+"""An HTTP client with many concurrent connections, run as a separate process.
 
 Usage: client.py HOST PORT TARGET CLIENTS SECONDS
 
-Each of the clients connects and requests the target, again and again until the
-seconds are over; once if they are 0. A line of JSON tells how it went.
+Each of the clients connects and requests the target repeatedly for SECONDS; only once if
+SECONDS is 0. The result is printed as a line of JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Latencies = list[float]
 
 
 async def visit(host: str, port: str, target: str, until: float) -> Latencies:
-    """Be one client; return the seconds that each answer took."""
+    """Run one client; return the seconds that each answer took."""
     reader, writer = await asyncio.open_connection(host, int(port))
     message = f"GET {target} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
     latencies = []
@@ -33,7 +33,7 @@ async def visit(host: str, port: str, target: str, until: float) -> Latencies:
 
 
 async def answer(reader: asyncio.StreamReader) -> None:
-    """Read an answer; raise `RuntimeError` unless it is a good one."""
+    """Read an answer; raise `RuntimeError` unless its status is 200."""
     head = await reader.readuntil(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200 "):
         msg = f"the server answered {head!r}"
@@ -43,7 +43,7 @@ async def answer(reader: asyncio.StreamReader) -> None:
 
 
 async def main() -> None:
-    """Let all clients make their requests."""
+    """Run all clients, and return the result."""
     host, port, target, clients, seconds = sys.argv[1:]
     start = time.perf_counter()
     until = start + float(seconds)

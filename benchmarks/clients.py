@@ -1,4 +1,4 @@
-"""Putting a load on a server: wrk where it is found, else a client of our own."""
+"""Put a load on a server, with wrk if it is installed, else with client.py."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Load:
 
 
 def load(server: HttpServer, target: str, clients: int, seconds: float) -> Load:
-    """Keep so many *clients* requesting *target*, for so many *seconds*."""
-    # wrk takes whole seconds only.
+    """Let *clients* request *target* repeatedly for *seconds*."""
+    # wrk takes only whole seconds.
     if shutil.which("wrk") and seconds >= 1:
         return _wrk(server.url + target, clients, seconds)
     told = _client(server, target, clients, seconds)
@@ -37,7 +37,7 @@ def load(server: HttpServer, target: str, clients: int, seconds: float) -> Load:
 
 
 def at_once(server: HttpServer, target: str, clients: int) -> float:
-    """Let so many *clients* request *target* once, all together.
+    """Let each of *clients* request *target* once, all at the same time.
 
     Return the seconds from the first attempt to connect to the last answer.
     """

@@ -1,10 +1,10 @@
-"""What it costs to connect and close, in CPU time of this side.
+"""Measure the client's CPU time to connect and close.
 
 Usage: connecting.py [--rounds N] [--connections N] [WAY ...]
 
-All ways take turns, each in a process of its own, so that what else the machine does
-hits them alike. Printed is the median of each way and place in microseconds, and its
-ratio to psycogreen 1.0.2 under the same framework.
+All ways take turns, each in a separate process, so that other load on the machine affects
+them equally. It prints the median for each way and place in microseconds, and its ratio to
+psycogreen 1.0.2 under the same framework.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ USUAL = ["gevent", "gevent-1.0.2", "eventlet", "eventlet-1.0.2", "threads"]
 
 
 def places(server: Server) -> dict[str, str]:
-    """Return the connection strings that are compared, by what they show."""
+    """Return the connection strings to compare, by the name of the place."""
     port = parse_dsn(server.dsn)["port"]
     return {
         "unix socket": server.unix_dsn,
@@ -36,7 +36,7 @@ def places(server: Server) -> dict[str, str]:
 
 
 def measure(way: str, dsn: str, connections: int) -> float:
-    """Return the CPU seconds that a connection takes, when all is warm."""
+    """Return the CPU seconds that a connection takes, after a warm-up."""
     program = str(ROOT / "benchmarks" / "connections.py")
     result = subprocess.run(
         [sys.executable, program, way, "1", str(connections // 4), str(connections)],
@@ -50,7 +50,7 @@ def measure(way: str, dsn: str, connections: int) -> float:
 
 
 def main() -> None:
-    """Do as the command line says."""
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--connections", type=int, default=400)

@@ -1,9 +1,9 @@
-"""Connect and close again and again in one of the ways. A process of a benchmark.
+"""Connect and close repeatedly in one of the ways. A process of a benchmark.
 
 Usage: connections.py WAY GREENLETS CONNECTIONS...
 
-Each number of CONNECTIONS, shared among the greenlets, is a stretch of its own: a
-line of JSON tells what it took. The variable DSN says where the server is.
+The greenlets share each number of CONNECTIONS. Each number is one stretch, whose times are
+printed as a line of JSON. The environment variable DSN names the database.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ways import WAYS
 
 
 def work(connect: Callable[..., Any], dsn: str, connections: int) -> None:
-    """Make so many connections, one after another."""
+    """Make *count* connections, one after another."""
     for _ in range(connections):
         connect(dsn).close()
 
@@ -33,7 +33,7 @@ def main() -> None:
     for connections in map(int, stretches):
         each = connections // int(greenlets)
         jobs = [functools.partial(work, connect, dsn, each)] * int(greenlets)
-        os.getppid()  # instructions.py has callgrind write down its count here
+        os.getppid()  # instructions.py makes callgrind dump its counts at this call
         cpu, wall = time.process_time(), time.perf_counter()
         run_all(jobs)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

@@ -1,6 +1,6 @@
-"""What a query costs: time of the processor, time on the clock, instructions.
+"""Measure the cost of a query: CPU time, wall time, instructions.
 
-Each figure is one process's, started for it: see queries.py.
+Each figure comes from a separate process: see queries.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HUNDRED_ROWS = (
 
 
 def measure_queries(figures: Figures, scale: Scale, server: Server) -> None:
-    """Let different numbers of greenlets make small queries."""
+    """Measure small queries by different numbers of greenlets."""
     runs = list(itertools.product(_cases(scale, server), WAYS))
     for (case, greenlets, dsn), way in track(runs, "small queries"):
         stretches = [scale.queries // 10, scale.queries]
@@ -50,8 +50,8 @@ def _cases(scale: Scale, server: Server) -> Iterator[tuple[str, int, str]]:
         for greenlets, rounds in scale.greenlets.items():
             if turn < rounds:
                 yield str(greenlets), greenlets, server.unix_dsn
-        # On 127.0.0.1 the kernel charges the sender with the receiver's side of the
-        # network, too.
+        # On 127.0.0.1 the kernel also charges the sender for the receiver's side of the
+        # network.
         if turn < scale.greenlets[TCP]:
             yield f"{TCP}, 127.0.0.1", TCP, server.dsn
 
@@ -69,7 +69,7 @@ def measure_rows(figures: Figures, scale: Scale, server: Server) -> None:
 
 
 def measure_large(figures: Figures, scale: Scale, server: Server) -> None:
-    """Fetch one large result."""
+    """Measure fetching one large result."""
     sql = _LARGE.format(scale.megabytes * 1_000_000 // _ROW)
     for _, way in track(
         list(itertools.product(range(scale.large_rounds), WAYS)), "a large result"
@@ -80,11 +80,11 @@ def measure_large(figures: Figures, scale: Scale, server: Server) -> None:
 
 
 def measure_instructions(figures: Figures, scale: Scale, server: Server) -> None:
-    """Count instructions, where there is valgrind."""
+    """Count instructions, if valgrind is installed."""
     if not shutil.which("valgrind"):
         print("instructions are not counted: valgrind is missing")
         return
-    os.nice(5)  # as in instructions.py: from here on the server comes first
+    os.nice(5)  # as in instructions.py: the server gets a higher priority
     # Fewest greenlets first, which is the order of the table's columns.
     runs = sorted(scale.instructions, key=itemgetter(1))
     for way, greenlets in track(runs, "instructions"):
@@ -95,9 +95,9 @@ def measure_instructions(figures: Figures, scale: Scale, server: Server) -> None
 def _run(
     way: str, greenlets: int, stretches: list[int], dsn: str, sql: str = "select 1"
 ) -> tuple[float, float]:
-    """Return the CPU seconds and the seconds that a query of the last stretch took.
+    """Return the CPU seconds and the wall seconds of a query in the last stretch.
 
-    Those before make everything warm.
+    The stretches before are a warm-up.
     """
     program = str(ROOT / "benchmarks" / WAYS[way].program)
     result = subprocess.run(

@@ -1,6 +1,6 @@
-"""The Django project that is served: its one view makes a query.
+"""The Django project for the benchmarks: its only view makes a query.
 
-The variable DJANGO_WAY says how it comes to a connection, DSN where the server is.
+The environment variable DJANGO_WAY names the way to get a connection, DSN the database.
 """
 
 import os
@@ -21,11 +21,11 @@ settings.configure(
 
 
 def query(request: HttpRequest) -> HttpResponse:
-    """Make the least query there is."""
+    """Make the smallest query."""
     with connection.cursor() as cursor:
         cursor.execute("select 1")
         answer = str(cursor.fetchone())
-    # The client looks for the length, which a middleware of Django's adds elsewhere.
+    # client.py needs the length, which one of Django's middlewares adds elsewhere.
     return HttpResponse(answer, headers={"Content-Length": str(len(answer))})
 
 

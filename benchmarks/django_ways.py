@@ -1,4 +1,4 @@
-"""The ways in which a request to Django comes to a connection."""
+"""The ways in which a Django request gets a connection."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class DjangoWay:
     title: str
     engine: str
     options: dict[str, Any] = field(default_factory=dict)
-    """What is in OPTIONS."""
+    """The value of OPTIONS."""
     more: dict[str, Any] = field(default_factory=dict)
     """What else is in the entry of DATABASES."""
     max_age: int | None = 0
     """What CONN_MAX_AGE is."""
     folder: Path | None = None
-    """Where the backend was installed, if not where everything is."""
+    """The folder in which the backend was installed, if not in this environment."""
 
     def database(self) -> dict[str, Any]:
-        """Return an entry of DATABASES, for the server that DSN names."""
+        """Return an entry of DATABASES for the server that DSN names."""
         dsn = parse_dsn(os.environ["DSN"])
         names = {"HOST": "host", "PORT": "port", "NAME": "dbname", "USER": "user"}
         return {

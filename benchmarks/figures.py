@@ -1,4 +1,4 @@
-"""The figures: what has been measured, for which case, in which way."""
+"""The figures of a run, by measure, case and way."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Samples = dict[str, dict[str, dict[str, list[float]]]]
 
 @dataclass
 class Figures:
-    """All that a run has found out."""
+    """All figures of a run."""
 
     environment: dict[str, str]
     samples: Samples = field(default_factory=dict)
 
     def add(self, measure: str, case: object, way: str, figure: float) -> None:
-        """Note one round's *figure*."""
+        """Add the *figure* of one round."""
         cases = self.samples.setdefault(measure, {})
         cases.setdefault(str(case), {}).setdefault(way, []).append(figure)
 
@@ -53,7 +53,7 @@ def load(path: Path) -> Figures:
 
 
 def environment(postgres: str) -> dict[str, str]:
-    """Return what the figures depend on; *postgres* is the server's version."""
+    """Return the versions and the machine; *postgres* is the server's version."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": f"{os.cpu_count()} of {_processor()}",

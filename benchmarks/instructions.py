@@ -1,20 +1,20 @@
-"""What a query costs, and a connection, in instructions as callgrind counts them.
+"""Count the instructions of a query, and of a connection, with callgrind.
 
 Usage: instructions.py [--check | --record] [WAY[:GREENLETS] ...]
 
-Of a connection, which is made over a unix socket and closed, only the record and the
-check tell. One is made after another, by one greenlet.
+Connections are counted only with --record and --check: one greenlet connects over a unix
+socket and closes, repeatedly.
 
-Unlike time it hardly depends on what else the machine does. What remains is how
-many answers have come in each time that the loop looks: with more of them at once
-the loop's own share is smaller. The process is slow under valgrind, so that most
-of them are there, and it is measured several times, of which the median counts.
+Unlike time, instructions hardly depend on other load on the machine. They depend on how
+many answers have arrived each time that the loop looks: with more of them, the loop's
+share is smaller. Under valgrind the process is slow, so that most answers have arrived. It
+is measured several times, and the median counts.
 
---check compares with the figures of instructions.json and fails if one is exceeded
-by more than 5 %. They are good for the Python version and the processor they stand
-for. On any other it says so and compares with what psycogreen 1.0.2 costs there: a
-query may cost 35 % more, in proportion, than recorded. Where the versions of the
-libraries differ it says so and compares nevertheless.
+--check compares with the figures in instructions.json and fails if one is exceeded by more
+than 5 %. These are valid for the recorded Python version and processor. On any other,
+--check says so and compares with psycogreen 1.0.2 on the same machine: the ratio to it may
+be 35 % higher than recorded. If the versions of libraries differ, it says so and compares
+nevertheless.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from psycogreen._check.postgres import Server, postgres
 RECORD = Path(__file__).with_suffix(".json")
 TOLERANCE = 0.05
 TOLERANCE_ELSEWHERE = 0.35
-# What is guarded, each with what it is compared with on another processor or Python.
+# The checked ways, each with the way to compare with on another processor or Python.
 GUARDED = {
     "gevent": "gevent-1.0.2",
     "gevent-pure": "gevent-1.0.2",
@@ -59,13 +59,13 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Subject:
-    """What the record has the instructions of."""
+    """A subject of the record: a query or a connection."""
 
     what: str
     key: str
     """Its name in the record."""
     program: str | None
-    """What makes it; ``None``: the way's own program."""
+    """The program that makes it; ``None`` is the way's own program."""
     greenlets: int
     least: int
     """The length of the shorter stretch."""
@@ -104,7 +104,7 @@ def _count(
     way: str, program: str, greenlets: int, stretches: list[int], dsn: str
 ) -> list[int]:
     """Return the instructions of each stretch."""
-    # The same hashes, hence the same dictionaries, each time.
+    # The same hashes each time, and so the same dictionaries.
     env = {**WAYS[way].variables(), "DSN": dsn, "PYTHONHASHSEED": "0"}
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -112,7 +112,7 @@ def _count(
             "--tool=callgrind",
             "--dump-before=getppid*",
             f"--callgrind-out-file={folder}/out",
-            # -P: the package is to be the installed one.
+            # -P: use the installed package.
             *(sys.executable, str(ROOT / "benchmarks" / program), way),
             *map(str, [greenlets, *stretches]),
         ]
@@ -121,7 +121,7 @@ def _count(
         )
         if result.returncode:
             raise Failed(result.stdout + result.stderr)
-        # The first one is what came before the first stretch.
+        # The first count is what came before the first stretch.
         return [_total(folder, n) for n in range(2, len(stretches) + 2)]
 
 
@@ -131,7 +131,7 @@ def _total(folder: str, number: int) -> int:
 
 
 def environment() -> dict[str, str]:
-    """Return what the figures depend on, beside psycogreen."""
+    """Return the versions and the processor that the figures depend on."""
     found = {"python": platform.python_version(), "processor": platform.machine()}
     for library in LIBRARIES:
         try:
@@ -142,9 +142,9 @@ def environment() -> dict[str, str]:
 
 
 def comparable(recorded: dict[str, str]) -> bool:
-    """Return whether figures recorded in that environment are good for this one.
+    """Return whether figures recorded in that environment are valid for this one.
 
-    Print what differs.
+    Print the differences.
     """
     here = environment()
     differing = [name for name in here if here[name] != recorded.get(name)]
@@ -198,10 +198,9 @@ def _measured(subject: Subject, way: str, server: Server) -> float:
 
 
 def _least(subject: Subject, way: str, enough: float, server: Server) -> float:
-    """Return what *subject* costs, measured again if it is more than *enough*.
+    """Return the instructions of *subject*; measure again if they exceed *enough*.
 
-    A busy machine may add to it, since fewer answers are there at once, and never
-    takes from it.
+    Load on the machine can only increase them, because fewer answers arrive together.
     """
     found = _measured(subject, way, server)
     for _ in range(RETRIES):
@@ -232,7 +231,7 @@ def table(dsn: str, wanted: list[str]) -> None:
 
 
 def main() -> int:
-    """Do as the command line says; return the exit status."""
+    """Run what the command line asks for; return the exit status."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--record", action="store_true")
@@ -242,7 +241,9 @@ def main() -> int:
         print("instructions cannot be counted: valgrind is missing, apt-get install it")
         return 1
     with postgres() as server:
-        os.nice(5)  # the server, which is started, comes first: all answers are there
+        os.nice(
+            5
+        )  # the server gets a higher priority, so that all answers have arrived
         if options.check:
             return check(server)
         if options.record:

@@ -1,4 +1,4 @@
-"""The pictures: what a query costs, one comparison in each."""
+"""Draw the pictures of the CPU time of a query, one comparison in each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 
 OURS, OTHERS = "#2f7d4f", "#b8452f"
 
-# What a reader chooses between. The tables have all ways.
+# The ways that a reader chooses between. The tables have all ways.
 SHOWN = {
     "gevent": OURS,
     "eventlet": OURS,
@@ -26,7 +26,7 @@ SHOWN = {
     "threads": OTHERS,
 }
 
-# The case of each picture, and what it says about it.
+# The case of each picture, and its description.
 PICTURES = {
     "benchmarks.svg": ("50", "50 connections at once"),
     "benchmarks-alone.svg": ("1", "one connection, nothing else to do meanwhile"),

@@ -1,10 +1,10 @@
-"""Run a query again and again in one of the ways. A process of a benchmark.
+"""Run a query repeatedly in one of the ways. A process of a benchmark.
 
 Usage: queries.py WAY GREENLETS QUERIES...
 
-Each number of QUERIES, shared among the greenlets, is a stretch of its own: a line
-of JSON tells what it took. The variable DSN says where the server is, SQL what the
-query is if not ``select 1``.
+The greenlets share each number of QUERIES. Each number is one stretch, whose times are
+printed as a line of JSON. The environment variable DSN names the database. SQL is the
+query, ``select 1`` by default.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ways import WAYS
 
 
 def work(conn: Any, sql: str, queries: int) -> None:  # noqa: ANN401
-    """Make so many queries."""
+    """Make *count* queries."""
     cursor = conn.cursor()
     for _ in range(queries):
         cursor.execute(sql)
@@ -31,8 +31,8 @@ def work(conn: Any, sql: str, queries: int) -> None:  # noqa: ANN401
 
 @contextmanager
 def stretch(queries: int) -> Iterator[None]:
-    """Print what the block takes, which makes so many *queries*."""
-    os.getppid()  # instructions.py has callgrind write its count here
+    """Print the times of the block, which makes *queries* queries."""
+    os.getppid()  # instructions.py makes callgrind dump its counts at this call
     cpu, wall = time.process_time(), time.perf_counter()
     yield
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

@@ -32,7 +32,7 @@ async def connect(dsn: str) -> Any:  # noqa: ANN401
 
 
 async def work(conn: Any, sql: str, queries: int) -> None:  # noqa: ANN401
-    """Make so many queries."""
+    """Make *count* queries."""
     for _ in range(queries):
         await conn.fetch(sql)
 

@@ -1,4 +1,4 @@
-"""How much is measured."""
+"""The number of rounds, queries and requests of each measure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Scale:
     """The size of every measure."""
 
     greenlets: Mapping[int, int]
-    """How often all ways take their turn, for each number of greenlets."""
+    """The number of rounds, for each number of greenlets."""
     queries: int
-    """How many queries are shared among the greenlets each time."""
+    """How many queries the greenlets share in each round."""
     instructions: Sequence[tuple[str, int]]
     """Ways and greenlets for which instructions are counted."""
     rows_rounds: int
@@ -27,16 +27,16 @@ class Scale:
     """The size of the large result."""
     serving_rounds: int
     seconds: float
-    """How long a worker is loaded with requests each time."""
+    """How many seconds a worker is loaded with requests in each round."""
     sleepers_rounds: int
     sleepers: int
-    """How many requests sleep at once."""
+    """How many requests sleep at the same time."""
     sleep: float
     """Seconds they sleep."""
 
 
 FULL = Scale(
-    # Most of them where it matters, few where opening connections takes long.
+    # Most rounds for typical numbers, few where opening the connections takes long.
     greenlets={1: 5, 10: 7, 50: 9, 500: 3},
     queries=10_000,
     instructions=[
@@ -55,7 +55,7 @@ FULL = Scale(
     sleep=1,
 )
 
-# Whether all of it works; the figures are good for nothing.
+# Only to test that the benchmarks work: the figures are not meaningful.
 QUICK = Scale(
     greenlets={10: 1, 50: 1},
     queries=500,

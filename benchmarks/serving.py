@@ -1,4 +1,4 @@
-"""How one gunicorn worker serves requests that are queries."""
+"""Measure how one gunicorn worker serves requests that make a query."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ WORKERS = {
     "threads": ["-k", "gthread", "--threads=50"],
 }
 
-# What is requested, and by how many at once: what keeps the processor busy, and what
-# waits, for more than there are threads.
+# The query of each request, and the number of clients: one load keeps the processor busy,
+# the other waits, with more clients than there are threads.
 LOADS = [("select 1", 50), ("select pg_sleep(0.1)", 200)]
 
-# gthread has no chance with the sleepers: it would take as many seconds as a thread
-# gets requests.
+# Without gthread, which would take one second for each request of a thread.
 GREEN = [way for way in WORKERS if way != "threads"]
 BATCHES = 2
 
@@ -38,7 +37,7 @@ DJANGO_CLIENTS = 50
 
 
 def measure_requests(figures: Figures, scale: Scale, postgres: Server) -> None:
-    """Load a worker with requests."""
+    """Measure a worker under load."""
     runs = itertools.product(range(scale.serving_rounds), LOADS, WORKERS)
     for _, (sql, count), way in track(list(runs), "requests"):
         with _serve(way, postgres.dsn) as server:
@@ -53,7 +52,7 @@ def measure_requests(figures: Figures, scale: Scale, postgres: Server) -> None:
 
 
 def measure_django(figures: Figures, scale: Scale, postgres: Server) -> None:
-    """Load a worker with requests to Django, whose view makes one query."""
+    """Measure a Django worker under load; its view makes one query."""
     runs = itertools.product(range(scale.serving_rounds), DJANGO_WAYS)
     for _, way in track(list(runs), "Django"):
         with _serve_django(way, postgres.dsn) as server:
@@ -78,7 +77,7 @@ def _serve_django(way: str, dsn: str) -> Iterator[HttpServer]:
 
 
 def measure_sleepers(figures: Figures, scale: Scale, postgres: Server) -> None:
-    """Let very many requests wait at once, over connections opened before."""
+    """Measure many requests that wait concurrently, over open connections."""
     runs = itertools.product(range(scale.sleepers_rounds), GREEN)
     for _, way in track(list(runs), "requests that sleep"):
         with _serve(way, postgres.dsn) as server:

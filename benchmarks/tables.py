@@ -1,4 +1,4 @@
-"""The figures as tables: a row for each way, a column for each case."""
+"""Tables of the figures: a row for each way, a column for each case."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ways import WAYS
 # For human readers, in the order of the tables' rows.
 NAMES = {key: way.title for key, way in (*WAYS.items(), *DJANGO_WAYS.items())}
 
-# What the CPU time is divided by that of.
+# The ways whose CPU time is the divisor of the ratios.
 COMPARED = [
     *(("gevent", "gevent-1.0.2"), ("gevent-pure", "gevent-1.0.2")),
     *(("gevent", "psycopg3"), ("gevent", "asyncpg")),
@@ -47,7 +47,7 @@ class Table:
 
 
 def tables(figures: Figures) -> Iterator[Table]:
-    """Yield all tables of what has been measured."""
+    """Yield a table for each measure of the figures."""
     for measure, title in TITLES.items():
         if measure in figures.samples:
             yield _table(figures, measure, title)

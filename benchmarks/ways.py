@@ -1,4 +1,4 @@
-"""The ways to run queries that are compared: each is for a process of its own."""
+"""The compared ways to run queries. Each runs in a separate process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# Compiled for one version of Python: each has a folder of its own.
+# A folder for each version of Python, since the packages are compiled.
 OTHERS = ROOT / ".cache" / f"benchmarks-{sys.implementation.cache_tag}"
 FORMER = OTHERS / "psycogreen-1.0.2"
 PSYCOPG3 = OTHERS / "psycopg-3"
@@ -27,20 +27,20 @@ RunAll = Callable[[Sequence[Job]], object]
 
 @dataclass(frozen=True)
 class Way:
-    """What runs side by side, and how the driver waits."""
+    """The kind of concurrency, and how the driver waits."""
 
     title: str
     framework: str
     """``"gevent"``, ``"eventlet"``, ``"threads"``, or ``"asyncio"``, for which
     `begin` is not called."""
     patch: str | None = None
-    """The module whose patch_psycopg() is called. ``None``: whatever is there
-    without, which is eventlet's own callback under eventlet."""
+    """The module whose patch_psycopg() is called. ``None``: none is called, and under
+    eventlet its built-in callback stays."""
     driver: str = "psycopg2"
     program: str = "queries.py"
-    """What makes the queries. Every program takes the same arguments."""
+    """The program that makes the queries. All programs take the same arguments."""
     env: dict[str, str] = field(default_factory=dict)
-    """What the process needs in its environment."""
+    """Environment variables for the process."""
 
     def variables(self) -> dict[str, str]:
         """Return the environment of the process."""
@@ -48,7 +48,7 @@ class Way:
         return {**os.environ, "EVENTLET_TESTS": "1", **self.env}
 
     def begin(self) -> tuple[Callable[..., Any], RunAll]:
-        """Monkey-patch this process; return what connects, and what runs jobs."""
+        """Monkey-patch this process; return the functions that connect and run jobs."""
         run_all = _FRAMEWORKS[self.framework]()
         driver = importlib.import_module(self.driver)
         if self.patch:
@@ -144,15 +144,15 @@ WAYS = {
 
 
 def fetch_former() -> None:
-    """Install psycogreen 1.0.2 into a folder of its own, once."""
+    """Install psycogreen 1.0.2 into its own folder, once."""
     _fetch(FORMER, "--no-deps", "psycogreen==1.0.2")
 
 
 def fetch_others() -> None:
-    """Install what is compared into folders of its own, once.
+    """Install the other drivers into their own folders, once.
 
-    Where the tests run psycogreen 1.0.2 would replace ours, and Django would prefer
-    psycopg 3 to psycopg2.
+    In the environment of the tests, psycogreen 1.0.2 would replace this one, and Django
+    would prefer psycopg 3 to psycopg2.
     """
     fetch_former()
     _fetch(PSYCOPG3, "psycopg[binary]>=3.2")

@@ -1,4 +1,4 @@
-"""Show what a blocking psycopg2 does to a gevent worker, and what psycogreen does.
+"""Compare a gevent worker with blocking psycopg2 and the same worker with psycogreen.
 
 Run it with ``make demo``.
 """

@@ -1,4 +1,4 @@
-"""The example application, with a ticker beside it that tells of stalls."""
+"""The example application with a ticker that measures stalls of the loop."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ threading.Thread(target=ticker.run, daemon=True).start()
 
 @app.post("/stall")
 def stall() -> dict[str, float]:
-    """Tell the longest stall of the loop since the last time, in seconds."""
+    """Return the longest stall of the loop since the last call, in seconds."""
     longest = ticker.stall()
     ticker.reset()
     return {"seconds": longest}

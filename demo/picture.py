@@ -37,6 +37,6 @@ def draw(results: list[Result], path: Path) -> None:
         panel.set_yticks([])
         panel.invert_yaxis()
         panel.spines[["top", "right"]].set_visible(False)
-    panels[-1].set_xlabel("seconds since all of them were sent")
+    panels[-1].set_xlabel("seconds since the requests were sent")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

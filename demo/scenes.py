@@ -1,4 +1,4 @@
-"""What the demo shows: requests that wait for PostgreSQL, before and after."""
+"""The scenes of the demo: requests that wait for PostgreSQL, with several workers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Contender:
     name: str
     serve: Callable[..., AbstractContextManager[HttpServer]]
     ticks: bool = True
-    """Whether a ticker can tell how the loop goes: it needs a monkey patch."""
+    """Whether a ticker can measure the loop's stalls, which needs a monkey patch."""
 
 
 _gunicorn = partial(gunicorn, "demo_app:app", "-k", "gevent")
@@ -61,7 +61,7 @@ def uwsgi_contenders(build: Build) -> list[Contender]:
 
 @dataclass(frozen=True)
 class Result:
-    """How a contender did in a scene."""
+    """The result of a contender in a scene."""
 
     contender: Contender
     requests: list[Request]
@@ -96,10 +96,10 @@ def sleepers(contender: Contender, dsn: str, done: Done) -> Result:
 
 
 def row_lock(contender: Contender, dsn: str, done: Done) -> Result:
-    """Let 20 requests want the row that another one keeps locked for a second.
+    """Let 20 requests wait for a row that another request keeps locked for a second.
 
-    A worker that blocks stands still with the first of them, the holder's own
-    request included: the lock is never released. Hence the time box.
+    A blocking worker stands still with the first of them. So the request that holds the
+    lock never releases it, and the scene needs a time limit.
     """
     with _serve(contender, dsn) as server, ThreadPoolExecutor(1) as pool:
         request(f"{server.url}/setup", method="POST")
@@ -127,7 +127,7 @@ def _stall(server: HttpServer) -> float | None:
 
 
 class _Watch(threading.Thread):
-    """Counts the queries that PostgreSQL runs at once, as PostgreSQL sees them."""
+    """Counts the queries that PostgreSQL runs concurrently, in pg_stat_activity."""
 
     def __init__(self, dsn: str, query: str) -> None:
         super().__init__()

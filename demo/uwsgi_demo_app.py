@@ -1,4 +1,4 @@
-"""The demo's application, made fit for uWSGI as in examples/uwsgi_flask_app.py."""
+"""The demo's application for uWSGI, prepared as in examples/uwsgi_flask_app.py."""
 
 from demo_app import app
 from flask_app import engine
