@@ -217,11 +217,12 @@ def install(
         copying,
         largeobjects,
         replication,
+        sending,
         sharing,
         turns,
     )
 
-    turns.configure(wait_socket, in_hub, identify)
+    turns.configure(wait_socket, in_hub, sending.fit, identify)
     cancelling.configure(wait_socket if threads else None, in_hub)
     # Of several replacements of a method, the last one is called first. So those that
     # take the connection's turn come after those that use the connection.

@@ -1,5 +1,6 @@
 """Blocks in which psycopg2 blocks: for COPY and large objects."""
 
+import _socket
 import io
 import os
 
@@ -9,7 +10,7 @@ from psycopg2.extensions import get_wait_callback, set_wait_callback
 from psycopg2.extras import wait_select
 
 import psycogreen
-from psycogreen._interface import blocking
+from psycogreen._interface import blocking, libpq, sending
 from psycogreen._wait import native
 
 
@@ -212,3 +213,46 @@ def test_fork_during_a_block_of_another_thread(green):
         native_sleep(0.01)
     assert not blocking._blocks
     assert get_wait_callback() is green.callback
+
+
+def may_block(conn):
+    """Return whether libpq may block while it sends; use the connection first."""
+    conn.cursor().execute("select 1")
+    return not libpq.library().PQisnonblocking(conn.pgconn_ptr)
+
+
+def test_sending(green, connect):
+    """Sending may block in libpq where psycopg2 blocks, and nowhere else."""
+    psycogreen.unpatch_psycopg()
+    before = connect()
+    psycogreen.patch_psycopg()
+    conn = connect()
+    with psycogreen.blocking():
+        inside = connect()
+    for _ in range(2):
+        assert not may_block(before)
+        assert not may_block(conn)
+        assert not may_block(inside)
+        with psycogreen.blocking():
+            assert may_block(before)
+            assert may_block(conn)
+            assert may_block(inside)
+
+
+def test_buffer_of_a_unix_socket(green, connect):
+    """It is as large as the system lets it: libpq moves what it does not take."""
+    unix = psycopg2.connect(os.environ["PSYCOGREEN_TEST_UNIX_DSN"])
+    assert not may_block(unix)
+    sock = _socket.socket(fileno=os.dup(unix.fileno()))
+    enlarged = _socket.socket(_socket.AF_UNIX)
+    usual = send_buffer(enlarged)
+    enlarged.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, sending.BUFFER)
+    assert send_buffer(sock) == send_buffer(enlarged) > usual
+    unix.close()
+    sock.close()
+    enlarged.close()
+
+
+def send_buffer(sock):
+    """Return the size of a socket's buffer, in bytes."""
+    return sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF)

@@ -163,6 +163,7 @@ class SlowReader:
         self._listener.listen(1)
         self._server = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
         self._server.connect(("127.0.0.1", port))
+        self.taken = 0  # bytes of the client's
         self.port = self._listener.getsockname()[1]
         native.start_thread(self._accept)
 
@@ -177,6 +178,13 @@ class SlowReader:
             while data := source.recv(65536):
                 native_sleep(pause)
                 target.sendall(data)
+                if target is self._server:
+                    self.taken += len(data)
+
+    def connect(self):
+        """Return a connection through it."""
+        address = f"host=127.0.0.1 port={self.port} sslmode=disable"
+        return psycopg2.connect(f"{address} user=postgres dbname=postgres")
 
     def close(self):
         """End the connection."""
@@ -193,9 +201,7 @@ def test_slow_write(green, connect, dsn, settled):
     has written all.
     """
     proxy = SlowReader(int(parse_dsn(dsn)["port"]))
-    conn = psycopg2.connect(
-        f"host=127.0.0.1 port={proxy.port} user=postgres dbname=postgres sslmode=disable"
-    )
+    conn = proxy.connect()
     conn.autocommit = True
     conn.cursor().execute("listen slow_write")
     other = connect()
@@ -220,6 +226,25 @@ def test_slow_write(green, connect, dsn, settled):
     conn.close()
     proxy.close()
     assert settled() < 5
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_slow_write_on_earlier_connection(green, dsn, autocommit):
+    """The loop goes on, too, if the connection was opened while psycopg2 blocked."""
+    proxy = SlowReader(int(parse_dsn(dsn)["port"]))
+    with psycogreen.blocking():
+        conn = proxy.connect()
+    conn.autocommit = autocommit
+    task = green.spawn(query, conn, f"length('{'x' * 10_000_000}')")
+    taken = set()
+    end = time.monotonic() + 60
+    while proxy.taken < 9_900_000 and time.monotonic() < end:
+        green.sleep(0.001)
+        taken.add(proxy.taken)
+    assert green.wait(task) == 10_000_000
+    assert len([n for n in taken if 100_000 < n < 9_900_000]) >= 3
+    conn.close()
+    proxy.close()
 
 
 def test_killed_while_it_waits(green, connect, settled):

@@ -11,6 +11,7 @@ sends. `largeobjects` calls psycopg2's large objects in native threads. `replica
 waits for replication messages. `replacing` replaces methods and attributes of psycopg2's
 C types, `members` reads and writes their read-only members, and `libpq` calls the libpq
 that psycopg2 uses. `sharing` makes the methods that use a connection take `turns` (in C:
-``_turns.c``), and `failures` completes their errors. `cancelling` is
-``connection.cancel()``. This room uses `psycogreen._wait`, never the reverse.
+``_turns.c``), and `failures` completes their errors. `sending` prepares a connection
+for large statements. `cancelling` is ``connection.cancel()``. This room uses
+`psycogreen._wait`, never the reverse.
 """

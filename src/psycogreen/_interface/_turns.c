@@ -37,18 +37,29 @@ typedef struct Turn {
 static Turn *table[BUCKETS];
 static Turn *spare; /* nodes that are not in use, linked */
 
+/* The connections for which fit() was called, borrowed: they are only compared. For a
+   connection that has lost its place to another one it is called again. */
+static PyObject *fitted[BUCKETS];
+
 static PyObject *on_taken; /* see configure() */
+static PyObject *fit;
 static PyObject *on_error; /* see taking_turn() */
 static PyObject *identify; /* or NULL */
 
 
 /* ---- the table -------------------------------------------------------------- */
 
+static inline size_t
+place_in_table(PyObject *conn)
+{
+    /* Objects lie 16 bytes apart at least. */
+    return ((uintptr_t)conn >> 4) % BUCKETS;
+}
+
 static inline Turn **
 bucket_of(PyObject *conn)
 {
-    /* Objects lie 16 bytes apart at least. */
-    return &table[((uintptr_t)conn >> 4) % BUCKETS];
+    return &table[place_in_table(conn)];
 }
 
 static inline Turn *
@@ -109,6 +120,28 @@ caller(void)
     return me;
 }
 
+/* End the turn of *me*. Do nothing if *me* has no turn, which happens if a fork has
+   removed it. Raise nothing, and keep an exception that is set. */
+static inline void give_turn(PyObject *conn, void *me);
+
+/* Call fit(), with the turn taken. Return 1, or -1 with an exception set and without the
+   turn. */
+static int Py_NO_INLINE
+make_fit(PyObject *conn, void *me)
+{
+    PyObject *result;
+
+    /* Noted first: unfit() may be called meanwhile. */
+    fitted[place_in_table(conn)] = conn;
+    result = PyObject_CallOneArg(fit, conn);
+    if (!result) {
+        give_turn(conn, me);
+        return -1;
+    }
+    Py_DECREF(result);
+    return 1;
+}
+
 /* Return 1 if the turn was taken, 0 if it is the caller's already, -1 with an exception
    set. */
 static inline int
@@ -119,7 +152,10 @@ take_turn(PyObject *conn, void *me)
     int mine;
 
     if (!turn) {
-        return add(conn, me) < 0 ? -1 : 1;
+        if (add(conn, me) < 0) {
+            return -1;
+        }
+        return fitted[place_in_table(conn)] == conn ? 1 : make_fit(conn, me);
     }
     mine = turn->owner == me;
     result = PyObject_CallFunction(on_taken, "OO", conn, mine ? Py_True : Py_False);
@@ -146,8 +182,6 @@ hand_over(Turn *turn)
     PyMem_Free(first);
 }
 
-/* End the turn of *me*. Do nothing if *me* has no turn, which happens if a fork has
-   removed it. Raise nothing, and keep an exception that is set. */
 static inline void
 give_turn(PyObject *conn, void *me)
 {
@@ -306,22 +340,51 @@ forget(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(unfit_doc,
+"unfit(number=None)\n--\n\n"
+"Call *fit* at the next turn on the connection of that `id`, or on each.");
+
+static PyObject *
+unfit(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *number = Py_None;
+    void *conn;
+
+    if (!PyArg_ParseTuple(args, "|O:unfit", &number)) {
+        return NULL;
+    }
+    if (number == Py_None) {
+        memset(fitted, 0, sizeof(fitted));
+        Py_RETURN_NONE;
+    }
+    conn = PyLong_AsVoidPtr(number);
+    if (!conn && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (fitted[place_in_table(conn)] == conn) {
+        fitted[place_in_table(conn)] = NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(configure_doc,
-"configure(on_taken, identify=None)\n--\n\n"
+"configure(on_taken, fit, identify=None)\n--\n\n"
 "Set the functions that `take` uses.\n\n"
 "*on_taken* is called if the turn is not free: with the connection, and whether the\n"
-"caller has the turn itself. It waits for the turn, or raises. *identify* returns a\n"
+"caller has the turn itself. It waits for the turn, or raises. *fit* is called with a\n"
+"connection at its first turn, and at the first after `unfit`. *identify* returns a\n"
 "number for the caller where that is not a greenlet.");
 
 static PyObject *
 configure(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *waiting, *identifying = Py_None;
+    PyObject *waiting, *fitting, *identifying = Py_None;
 
-    if (!PyArg_ParseTuple(args, "O|O:configure", &waiting, &identifying)) {
+    if (!PyArg_ParseTuple(args, "OO|O:configure", &waiting, &fitting, &identifying)) {
         return NULL;
     }
     Py_XSETREF(on_taken, Py_NewRef(waiting));
+    Py_XSETREF(fit, Py_NewRef(fitting));
     Py_XSETREF(identify, identifying == Py_None ? NULL : Py_NewRef(identifying));
     Py_RETURN_NONE;
 }
@@ -588,6 +651,7 @@ static PyMethodDef module_methods[] = {
     {"enqueue", enqueue, METH_VARARGS, enqueue_doc},
     {"dequeue", dequeue, METH_O, dequeue_doc},
     {"queued", queued, METH_NOARGS, queued_doc},
+    {"unfit", unfit, METH_VARARGS, unfit_doc},
     {"forget", forget, METH_NOARGS, forget_doc},
     {"configure", configure, METH_VARARGS, configure_doc},
     {"taking_turn", taking_turn, METH_VARARGS, taking_turn_doc},

@@ -24,6 +24,9 @@ _get_ident = original("_thread", "get_ident")
 _blocks: dict[object, int] = {}
 """The blocks that are active, each with its native thread."""
 
+on_change: list[Callable[[], None]] = []
+"""Called after psycopg2's wait callback was changed here. They must not raise."""
+
 _callback: WaitCallback | None = None
 """While a block is active: the callback to set when the last one ends."""
 
@@ -62,7 +65,7 @@ def set_callback(callback: WaitCallback | None) -> None:
         if _blocks:
             _callback = callback
         else:
-            set_wait_callback(callback)
+            _set(callback)
 
 
 def _enter(block: object) -> None:
@@ -70,7 +73,7 @@ def _enter(block: object) -> None:
     with _lock:
         if not _blocks:
             _callback = get_wait_callback()
-            set_wait_callback(None)
+            _set(None)
         _blocks[block] = _get_ident()
 
 
@@ -79,7 +82,13 @@ def _leave(block: object) -> None:
         left = _blocks.pop(block, None)
         # Keep a callback that other code has set meanwhile.
         if left and not _blocks and get_wait_callback() is None:
-            set_wait_callback(_callback)
+            _set(_callback)
+
+
+def _set(callback: WaitCallback | None) -> None:
+    set_wait_callback(callback)
+    for function in on_change:
+        function()
 
 
 @forks.after_in_child

@@ -64,6 +64,10 @@ give: Callable[[connection], None] = _twin.give
 queued: Callable[[], int] = _twin.queued
 """Return how many greenlets and threads wait for their turn."""
 
+unfit: Callable[..., None] = _twin.unfit
+"""Call *fit* of `configure` at the next turn on the connection of that `id`, or on each
+connection."""
+
 taking_turn: Callable[[type, str, Any, OnError], Any] = _twin.taking_turn
 """Return a descriptor that takes the turn around a method of the cursor's type, or
 ``None`` if the twin does not know the method. The last argument is called with the
@@ -76,16 +80,18 @@ _in_hub: Callable[[], bool]
 def configure(
     wait_socket: SocketWait,
     in_hub: Callable[[], bool],
+    fit: Callable[[connection], None],
     identify: Callable[[], int] | None = None,
 ) -> None:
     """Wait for turns with *wait_socket* from now on, except where *in_hub* is true.
 
+    *fit* is called with a connection at its first turn, and at the first after `unfit`.
     *identify* returns a number for the caller where that is not a greenlet.
     """
     global _wait_socket, _in_hub
     _wait_socket = wait_socket
     _in_hub = in_hub
-    _twin.configure(_on_taken, identify)
+    _twin.configure(_on_taken, fit, identify)
 
 
 def _on_taken(conn: connection, mine: bool) -> None:

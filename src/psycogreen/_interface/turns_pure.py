@@ -39,7 +39,11 @@ _turns: dict[int, list[Any]] = {}
 """The turns in use, by the `id` of the connection, which lives meanwhile. A turn is a
 list, made for each query: its owner, then each `_Waiter`."""
 
+_fit: set[int] = set()
+"""The connections, by their `id`, for which `configure`'s *fit* was called."""
+
 _on_taken: Callable[[connection, bool], None]
+_call_fit: Callable[[connection], None]
 _caller: Callable[[], object]
 
 try:
@@ -50,16 +54,19 @@ except ModuleNotFoundError:  # under uWSGI's uGreen, which identifies callers by
 
 def configure(
     on_taken: Callable[[connection, bool], None],
+    fit: Callable[[connection], None],
     identify: Callable[[], int] | None = None,
 ) -> None:
     """Set the functions that `take` uses.
 
     *on_taken* is called if the turn is not free: with the connection, and whether the
-    caller has the turn itself. It waits for the turn, or raises. *identify* returns a
+    caller has the turn itself. It waits for the turn, or raises. *fit* is called with a
+    connection at its first turn, and at the first after `unfit`. *identify* returns a
     number for the caller where that is not a greenlet.
     """
-    global _on_taken, _caller
+    global _on_taken, _call_fit, _caller
     _on_taken = on_taken
+    _call_fit = fit
     _caller = identify or _greenlet
 
 
@@ -69,12 +76,33 @@ def take(conn: connection) -> bool:
     Return ``True`` if the caller must give it back, ``False`` if it had the turn already.
     """
     mine = [_caller()]
-    turn = _turns.setdefault(id(conn), mine)
+    number = id(conn)
+    turn = _turns.setdefault(number, mine)
     if turn is mine:
+        if number not in _fit:
+            _make_fit(conn)
         return True
     is_mine = turn[0] == mine[0]
     _on_taken(conn, is_mine)
     return not is_mine
+
+
+def _make_fit(conn: connection) -> None:
+    # Noted first: `unfit` may be called meanwhile.
+    _fit.add(id(conn))
+    try:
+        _call_fit(conn)
+    except BaseException:
+        give(conn)
+        raise
+
+
+def unfit(number: int | None = None) -> None:
+    """Call *fit* at the next turn on the connection of that `id`, or on each."""
+    if number is None:
+        _fit.clear()
+    else:
+        _fit.discard(number)
 
 
 def give(conn: connection) -> None:
