@@ -12,7 +12,7 @@ from functools import partial
 import psycopg2
 import pytest
 from greenlet import getcurrent, greenlet
-from psycopg2.extensions import set_wait_callback
+from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE, set_wait_callback
 
 import psycogreen
 from psycogreen._wait import epoll, hub, native, pure
@@ -20,11 +20,20 @@ from psycogreen._wait import epoll, hub, native, pure
 native_sleep = native.original("time", "sleep")
 
 
+class Planned(Exception):
+    """What a test throws."""
+
+
 def query(conn, what="1 from pg_sleep(0.005)"):
     """Return what a query returns; by default it surely waits."""
     cursor = conn.cursor()
     cursor.execute(f"select {what}")
     return cursor.fetchone()[0]
+
+
+def is_active(conn):
+    """Return whether the connection has sent a statement that is not answered."""
+    return conn.info.transaction_status == TRANSACTION_STATUS_ACTIVE
 
 
 def await_(green, condition, pause=None):
@@ -571,6 +580,35 @@ def test_query_while_a_hub_is_destroyed(green, dsn):
     assert outcome == [42]
 
 
+def test_interruption_after_a_hub_was_destroyed(green, dsn):
+    """What is thrown into a wait whose hub is gone comes out of it, unchanged."""
+    if green.name != "gevent":
+        pytest.skip("eventlet's hubs are not destroyed")
+    caught = []
+
+    def work():
+        green.sleep(0)
+        conn, other = psycopg2.connect(dsn), psycopg2.connect(dsn)
+
+        def wait():
+            try:
+                query(conn, "pg_sleep(60)")
+            except BaseException as ex:
+                caught.append(type(ex))
+
+        waiting = greenlet(wait)
+        green.call_in_hub(waiting.switch)
+        while not is_active(conn):
+            query(other)
+        green.new_hub()
+        waiting.throw(Planned)
+        other.close()
+        return waiting.dead
+
+    in_threads(work, 1)
+    assert caught == [Planned]
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_fork_after_a_hub_was_destroyed(green, script):
     """A destroyed hub keeps no other set from being left to the parent."""
@@ -653,7 +691,7 @@ def test_limit_that_ends_in_a_child(green, script):
         """
         from functools import partial
         from psycogreen._wait import native
-        from psycopg2.extensions import set_wait_callback
+        from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE, set_wait_callback
         from contract_hub import query as ask
         conn = psycopg2.connect(dsn)
         killed = psycopg2.connect(dsn)

@@ -16,7 +16,9 @@ from greenlet import GreenletExit
 from psycopg2.extensions import parse_dsn, set_wait_callback
 
 import psycogreen
-from psycogreen._wait import cancel, native
+from psycogreen._wait import cancel, native, offload
+
+native_sleep = native.original("time", "sleep")
 
 
 @pytest.fixture
@@ -303,6 +305,80 @@ def test_refused_cancel_is_logged(green, dsn, proxy, caplog):
     with pytest.raises(green.Timeout), green.Timeout(0.1):
         conn.cursor().execute("select pg_sleep(60)")
     assert "connect() failed" in caplog.text
+
+
+def test_cancel_without_a_thread(green, conn, caplog, monkeypatch):
+    """A cancel request for which no thread can be started is not waited for."""
+
+    def fail(function):
+        raise RuntimeError(2, "can't start new thread")
+
+    before = set(cancel._under_way)  # other tests' requests
+    monkeypatch.setattr(offload, "start", fail)
+    with pytest.raises(green.Timeout), green.Timeout(0.1):
+        conn.cursor().execute("select pg_sleep(60)")
+    assert "can't start new thread" in caplog.text
+    assert not cancel._under_way - before
+
+
+def test_fork_during_a_cancel(green, proxy, script):
+    """A forked child does not wait at its end for its parent's cancel requests."""
+    script(
+        f"""
+        from psycogreen._wait import cancel
+        from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE
+
+        address = "host=127.0.0.1 port={proxy.port}"
+        conn = psycopg2.connect(f"{{address}} user=postgres dbname=postgres")
+        task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
+        while conn.info.transaction_status != TRANSACTION_STATUS_ACTIVE:
+            green.sleep(0.01)
+        green.kill(task)
+        assert cancel._under_way
+        child = os.fork()
+        if not child:
+            os._exit(len(cancel._under_way))
+        assert os.waitpid(child, 0)[1] == 0
+        os._exit(0)
+        """
+    )
+
+
+def test_interrupted_while_it_is_woken(green, monkeypatch):
+    """What tells the end of a call has somebody to tell: else SIGPIPE may be the end."""
+    original, wait_socket = native.original, native.wait_socket
+    begun, awaited, told = [], [], []
+
+    def write(fd, data):
+        begun.append(fd)
+        while not awaited:
+            native_sleep(0.001)
+        try:
+            told.append(original("os", "write")(fd, data))
+        except OSError as ex:
+            told.append(ex)
+
+    def held(module, name):
+        return write if (module, name) == ("os", "write") else original(module, name)
+
+    def wait(fd, **options):
+        awaited.append("by the interrupted call")
+        wait_socket(fd, **options)
+
+    monkeypatch.setattr(native, "original", held)
+    monkeypatch.setattr(native, "wait_socket", wait)
+    call = offload.Call(lambda: None)
+    task = green.spawn(call.wait, green.module._wait_socket)
+    while not call._writers:
+        green.sleep(0.001)
+    offload.start(call.run)
+    while not begun:
+        green.sleep(0.001)
+    green.kill(task)
+    awaited.append("no more")
+    while not told:
+        green.sleep(0.001)
+    assert told == [1]
 
 
 def test_interrupted_again(green, proxy, monkeypatch):
