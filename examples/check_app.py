@@ -22,5 +22,5 @@ def check() -> dict[str, object]:
     return {
         "cooperative": report.cooperative,
         "problems": report.problems,
-        "longest_stall": report.longest_stall,
+        "longest_stall": round(report.longest_stall or 0, 3),  # seconds
     }

@@ -111,7 +111,10 @@ def _accept(listener: socket.socket, server: subprocess.Popen[str]) -> socket.so
             if _has_ended(server):
                 msg = "the server exited, or became a daemon, before it had a worker"
                 raise NoReport(msg) from None
-    msg = f"no worker after {_BOOT:g} s: is it a command of gunicorn, uWSGI or Celery?"
+    msg = (
+        f"no worker after {_BOOT:g} s: is it a command of gunicorn, uWSGI or Celery? "
+        "In any other server, call psycogreen.check()"
+    )
     raise NoReport(msg)
 
 
