@@ -13,7 +13,7 @@ from psycopg2.pool import ThreadedConnectionPool
 
 import psycogreen
 from psycogreen._interface import turns
-from psycogreen._wait.native import start_thread
+from psycogreen._wait.native import start_thread, wait_socket
 
 LOCK = 20_13
 
@@ -413,6 +413,28 @@ def test_executemany_lets_others_between(green, conn):
     assert cur.rowcount == 3
     cur.execute("select n from numbers order by n")
     assert cur.fetchall() == [(1,), (2,), (3,)]
+
+
+def test_executemany_whose_rows_fail(green, conn, held, watch):
+    """An error of the application's while another greenlet has its turn leaves that."""
+    asked = []
+
+    def rows():
+        yield (1,)
+        asked.append(green.spawn(query, conn))
+        watch(conn.info.backend_pid)
+        with psycogreen.blocking():  # so that the other does not get its answer yet
+            held()
+        wait_socket(conn.fileno(), write=False, timeout=30)
+        raise Planned
+
+    with pytest.raises(Planned):
+        conn.cursor().executemany("select %s", rows())
+    assert green.wait(asked[0]) == 42
+
+
+class Planned(psycopg2.Error):
+    """An error of an application's own."""
 
 
 def test_executemany_refuses_as_before(conn):

@@ -415,7 +415,7 @@ def end_refused_copy(conn: connection) -> None:
     if (
         not conn.closed
         and conn.info.transaction_status == TRANSACTION_STATUS_ACTIVE
-        and not (conn.async_ or conn.isexecuting())
+        and not conn.async_
     ):
         _end_copy(conn)
 

@@ -138,18 +138,21 @@ class _Rows:
     def __init__(self, conn: connection, rows: Any) -> None:  # noqa: ANN401
         self._conn = conn
         self._rows = rows
+        self.has_turn = True
 
     def __iter__(self) -> Iterator[object]:
         return self._in_turn(iter(self._rows))
 
     def _in_turn(self, rows: Iterator[object]) -> Iterator[object]:
         while True:
+            self.has_turn = False
             give(self._conn)
             try:
                 row = next(rows)
             except StopIteration:
                 return
             take(self._conn)
+            self.has_turn = True
             yield row
 
 
@@ -158,10 +161,13 @@ def _executemany(original: Method) -> Method:
     def executemany(self: cursor, query: object, vars_list: object) -> Any:  # noqa: ANN401
         conn = _connection_of(self)
         taken = conn is not None and take(conn)
+        rows = _Rows(conn, vars_list) if taken else None
         try:
-            return original(self, query, _Rows(conn, vars_list) if taken else vars_list)
+            return original(self, query, rows or vars_list)
         except BaseException as ex:
-            failures.after_cursor(self, ex)
+            # What the application raises while it makes a row is no error of a statement.
+            if rows is None or rows.has_turn:
+                failures.after_cursor(self, ex)
             raise
         finally:
             if taken:
