@@ -107,14 +107,19 @@ def unfit(number: int | None = None) -> None:
 
 def give(conn: connection) -> None:
     """Give the turn back. Do nothing if it is not the caller's, as after a fork."""
-    turn = _turns.get(id(conn))
-    if turn is None or turn[0] != _caller():
+    number = id(conn)
+    turn = _turns.get(number)
+    if turn is None:
+        return
+    owner, me = turn[0], _caller()
+    if owner is not me and owner != me:  # numbers need not be identical
         return
     if len(turn) == 1:
-        del _turns[id(conn)]
+        del _turns[number]
         # Another thread may have joined the queue meanwhile: it must try again.
-        for late in turn[1:]:
-            late.wake()
+        if len(turn) > 1:
+            for late in turn[1:]:
+                late.wake()
     else:
         first = turn[1]
         turn[:2] = [first.caller]
