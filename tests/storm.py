@@ -67,6 +67,11 @@ class Count(logging.Handler):
         """Have none."""
         self.lock = None
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Count it at once. Since Python 3.13 `logging` takes a lock here."""
+        self.emit(record)
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         """Count it by the beginning of its text."""
         happened["log: " + str(record.msg).partition(":")[0]] += 1
@@ -153,7 +158,9 @@ def litter() -> None:
         references.discard(reference)
         ask_spare("weak references")
 
-    references.add(weakref.ref(Watched(), tell))
+    # It must not end before the set has asked for the reference's hash.
+    watched = Watched()
+    references.add(weakref.ref(watched, tell))
 
 
 # ---- what goes on --------------------------------------------------------------

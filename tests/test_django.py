@@ -12,7 +12,7 @@ START = {
     "native": "",
 }
 COMMON = """
-import os, threading, time
+import os, threading, time, warnings
 from psycopg2.extensions import parse_dsn
 
 def database(pool=True, *, backend="psycogreen.integrations.django", options={}, **more):
@@ -293,6 +293,8 @@ def test_fork(run):
         connection.close()
         pid = query("select pg_backend_pid()")
         connection.close()
+        # The pool has a thread of its own.
+        warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
         if not (child := os.fork()):
             failed = 1
             try:

@@ -159,8 +159,6 @@ def uwsgi(
     The *options* name the application, which is found in examples/, demo/ and
     tests/apps/. If one of them names a configuration file then all else is there.
     """
-    # Without it gevent crashes in uWSGI on Python 3.15: docs/uwsgi.rst tells why.
-    env = {"GEVENT_TRACK_GREENLET_TREE": "0", **(env or {})}
     command = [*build.command(engine), "--http-socket=127.0.0.1:0", *options]
     if not any(option.startswith("--ini") for option in options):
         command += ENGINES.get(engine, ())

@@ -10,6 +10,7 @@ other processes, which run no engine, are left alone.
 from __future__ import annotations
 
 import os
+import sys
 
 import uwsgi
 from psycopg2.extensions import get_wait_callback
@@ -50,9 +51,22 @@ def _prepare_process() -> None:
     if framework == "gevent":
         import gevent
 
+        _track_no_greenlets()
         # The greenlet runs when the loop does, after uWSGI and the application may have
         # monkey-patched.
         gevent.spawn(_warn_if_unpatched, where)
+
+
+def _track_no_greenlets() -> None:
+    """Keep gevent from recording where a greenlet was made, on Python 3.15.
+
+    uWSGI makes greenlets where no Python code runs. There gevent 26.9 reads the frame
+    of the caller, which is none, and the worker crashes.
+    """
+    if sys.version_info >= (3, 15):
+        import gevent
+
+        gevent.config.track_greenlet_tree = False
 
 
 def _warn_if_unpatched(where: str) -> None:
