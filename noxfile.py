@@ -89,7 +89,7 @@ for version in pythons.VERSIONS:
 
 
 # Django's long-term releases and the newest one, each on a Python that it supports.
-DJANGOS = {"4.2": "3.11", "5.2": "3.13", "6.0": "3.13"}
+DJANGOS = {"4.2": "3.11", "5.2": "3.13", "6.0": "3.13", "6.1": "3.13"}
 DJANGO_TESTS = [
     "tests/test_pool.py",
     "tests/test_django.py",

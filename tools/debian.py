@@ -38,7 +38,7 @@ def prepare() -> None:
 
     Wait for another process that uses it, and keep others waiting until this one ends.
     Raise `Unavailable` without root's rights, where nothing may be mounted, as in most
-    containers, or without debootstrap.
+    containers, without debootstrap, or if the packages cannot be downloaded.
     """
     if os.geteuid() != 0:
         msg = "a Debian sid folder needs root's rights"
@@ -68,9 +68,7 @@ def prepare() -> None:
     packages = " ".join([*_PACKAGES, *_SERVERS])
     if not made.exists() or made.read_text() != packages:
         shutil.rmtree(FOLDER, ignore_errors=True)
-        include = f"--include={','.join(_PACKAGES)}"
-        run("debootstrap", "--variant=minbase", include, "sid", FOLDER)
-        _install_servers()
+        _make()
         made.write_text(packages)
     for name in ("hosts", "resolv.conf"):
         shutil.copy(f"/etc/{name}", FOLDER / "etc" / name)
@@ -103,15 +101,35 @@ def enter(*command: str, **env: str) -> int:
     return result.returncode
 
 
-def _install_servers() -> None:
-    """Install the servers, and start none."""
+def _make() -> None:
+    """Make the folder.
+
+    All packages are downloaded before they are installed: what fails first is the
+    network's fault, or Debian's, what fails then is not.
+    """
+    include = f"--include={','.join(_PACKAGES)}"
+    debootstrap = ["debootstrap", "--variant=minbase", include]
+    try:
+        run(*debootstrap, "--download-only", "sid", FOLDER)
+    except RuntimeError as ex:
+        msg = f"a Debian sid folder cannot be downloaded: {ex}"
+        raise Unavailable(msg) from ex
+    run(*debootstrap, "sid", FOLDER)
+    # The servers' packages start none of them.
     policy = FOLDER / "usr" / "sbin" / "policy-rc.d"
     policy.write_text("#!/bin/sh\nexit 101\n")
     policy.chmod(0o755)
-    install = ["apt-get", "-qq", "install", "--no-install-recommends", *_SERVERS]
-    if status := enter(*install, DEBIAN_FRONTEND="noninteractive"):
-        msg = f"{' '.join(install)} ended with status {status} in {FOLDER}"
+    if _install_servers("--download-only"):
+        msg = "a Debian sid folder cannot be downloaded: apt-get has said why"
+        raise Unavailable(msg)
+    if status := _install_servers("--no-download"):
+        msg = f"apt-get install {' '.join(_SERVERS)}: status {status} in {FOLDER}"
         raise RuntimeError(msg)
+
+
+def _install_servers(option: str) -> int:
+    install = ["apt-get", "-qq", "install", "--no-install-recommends", option]
+    return enter(*install, *_SERVERS, DEBIAN_FRONTEND="noninteractive")
 
 
 def _copy_project() -> None:
