@@ -3,15 +3,20 @@
 import json
 import re
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from urllib.request import urlopen
 
+import psycopg2
 import pytest
 import uwsgi_builds
 from load import request, requests
 from overlap import assert_at_once
 from servers import ROOT, HttpServer, gunicorn
 from uwsgi_builds import ENGINES
+
+from psycogreen._check.postgres import postgres
 
 
 @pytest.mark.parametrize("framework", ["gevent", "eventlet"])
@@ -56,6 +61,32 @@ def test_copy(dsn):
         assert json.loads(ask("rows")) == total
         oid = json.loads(ask("files", file))["oid"]
         assert ask(f"files/{oid}") == file
+
+
+def test_replication(examples):
+    """A consumer notes what is changed, while the server answers requests."""
+    with postgres(settings={"wal_level": "logical"}) as database:
+        env = {"DSN": database.dsn, "PORT": "0"}
+        program = str(examples / "replication_server.py")
+        with (
+            HttpServer(sys.executable, "-P", program, env=env) as server,
+            closing(psycopg2.connect(database.dsn)) as conn,
+        ):
+            server.await_listening()
+            server.await_line("Consuming")
+            cursor = conn.cursor()
+            cursor.execute("create table noted (n int)")
+            cursor.execute("insert into noted select n from generate_series(1, 3) n")
+            conn.commit()
+            deadline = time.monotonic() + 60
+            body = ""
+            while "n[integer]:3" not in body:
+                assert time.monotonic() < deadline, server.output
+                answer = request(f"{server.url}/")
+                assert answer.error is None
+                body = answer.body
+            rows = [f"table public.noted: INSERT: n[integer]:{n}" for n in (1, 2, 3)]
+            assert [line for line in body.splitlines() if "INSERT" in line] == rows
 
 
 def test_no_variable_is_required(examples):
