@@ -13,6 +13,7 @@ from pathlib import Path
 
 import figures
 import psycopg2
+from copying import measure_copies
 from costs import (
     measure_instructions,
     measure_large,
@@ -31,8 +32,8 @@ from ways import ROOT, fetch_others
 from psycogreen._check.postgres import postgres
 
 MEASURES = [
-    *(measure_queries, measure_rows, measure_large, measure_requests, measure_django),
-    measure_sleepers,
+    *(measure_queries, measure_rows, measure_large, measure_copies),
+    *(measure_requests, measure_django, measure_sleepers),
     # Last, because it lowers the priority of this process.
     measure_instructions,
 ]

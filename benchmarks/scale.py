@@ -25,6 +25,11 @@ class Scale:
     large_rounds: int
     megabytes: int
     """The size of the large result."""
+    copies_rounds: int
+    copied_rows: int
+    """How many rows ``COPY`` copies."""
+    object_megabytes: int
+    """The size of the large object."""
     serving_rounds: int
     seconds: float
     """How many seconds a worker is loaded with requests in each round."""
@@ -48,6 +53,9 @@ FULL = Scale(
     rows_rounds=5,
     large_rounds=3,
     megabytes=100,
+    copies_rounds=7,
+    copied_rows=500_000,
+    object_megabytes=20,
     serving_rounds=3,
     seconds=3,
     sleepers_rounds=5,
@@ -63,6 +71,9 @@ QUICK = Scale(
     rows_rounds=1,
     large_rounds=1,
     megabytes=1,
+    copies_rounds=1,
+    copied_rows=1000,
+    object_megabytes=1,
     serving_rounds=1,
     seconds=0.3,
     sleepers_rounds=1,

@@ -27,6 +27,9 @@ TITLES = {
     "instructions": "Instructions of a query",
     "rows": "100 rows of 5 columns",
     "large": "A large result: seconds",
+    "copies": "COPY and large objects: seconds",
+    "copies cpu": "COPY and large objects: CPU seconds",
+    "stalls": "COPY and large objects: for how long the loop stands still, ms",
     "requests": "Requests a second, one worker",
     "request cpu": "CPU time of a request, µs",
     "p99": "99th percentile of the answer's time, ms",
@@ -53,6 +56,8 @@ def tables(figures: Figures) -> Iterator[Table]:
             yield _table(figures, measure, title)
             if measure == "cpu":
                 yield _ratios(figures)
+            if measure == "copies":
+                yield _divided(figures)
     yield _environment(figures)
 
 
@@ -79,6 +84,17 @@ def _ratios(figures: Figures) -> Table:
         if all(ours in found and theirs in found for found in cases.values())
     ]
     return Table("CPU time, divided by another's", ["greenlets", "", *cases], rows)
+
+
+def _divided(figures: Figures) -> Table:
+    cases = figures.samples["copies"]
+    ways = [way for way in NAMES if all(way in found for found in cases.values())]
+    rows = [[name(way)] for way in ways if way != "threads"]
+    for row, way in zip(rows, ways, strict=False):
+        for case in cases:
+            seconds = figures.median("copies", case, way)
+            row.append(f"{seconds / figures.median('copies', case, 'threads'):.2f}")
+    return Table(f"The same, divided by {name('threads')}", ["", *cases], rows)
 
 
 def _environment(figures: Figures) -> Table:

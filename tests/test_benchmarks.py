@@ -15,11 +15,22 @@ BENCHMARKS = ROOT / "benchmarks"
 
 QUERIES = {"10", "50", "50, 127.0.0.1"}
 LOADS = {"select 1, 50 clients", "select pg_sleep(0.1), 200 clients"}
+COPIES = {
+    "COPY out",
+    "COPY in",
+    "write a large object",
+    "read it",
+    "write it in pieces of 64 kB",
+    "read it in pieces of 64 kB",
+}
 CASES = {
     "cpu": QUERIES,
     "rate": QUERIES,
     "rows": {"50 greenlets: CPU µs", "50 greenlets: queries a second"},
     "large": {"1 MB", "1 MB, CPU"},
+    "copies": COPIES,
+    "copies cpu": COPIES,
+    "stalls": COPIES,
     "requests": LOADS,
     "request cpu": LOADS,
     "p99": LOADS,
@@ -45,6 +56,7 @@ IN_THIS_PROCESS = {
     "threads",
     "asyncpg",
 }
+COPYING = {"gevent", "gevent-pure", "eventlet", "eventlet-pure", "threads"}
 SERVED = {"gevent", "gevent-1.0.2", "threads"}
 DJANGO = {
     "django-pool",
@@ -59,6 +71,9 @@ WAYS = {
     "rate": IN_THIS_PROCESS,
     "rows": IN_THIS_PROCESS,
     "large": IN_THIS_PROCESS,
+    "copies": COPYING,
+    "copies cpu": COPYING,
+    "stalls": COPYING - {"threads"},
     "requests": SERVED,
     "request cpu": SERVED,
     "p99": SERVED,

@@ -47,10 +47,11 @@ class Ticker:
         """Tick until killed."""
         self.reset()
         while True:
-            self.sleep(self.interval)
-            self._tick()
+            self.tick()
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """Sleep once, and note the delay."""
+        self.sleep(self.interval)
         now = _clock()
         self.ticks += 1
         stall = now - self._last - self.interval
