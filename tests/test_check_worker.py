@@ -268,7 +268,7 @@ def test_nothing_is_left(start, dsn, tmp_path, sig):
     env = {"PSYCOGREEN_TEST_MARK": str(tmp_path)}
     with start(*command, options=options, **env) as process:
         if sig is not None:
-            while "running 2 queries" not in process.stderr.readline():
+            while "running 2 concurrent queries" not in process.stderr.readline():
                 assert process.poll() is None
             assert len(processes_with(mark)) >= 3
             process.send_signal(sig)
