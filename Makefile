@@ -34,9 +34,9 @@ test-matrix: .venv/matrix
 	$(BIN)/nox
 
 # Run the tests on Python 3.14 and 3.15, in a Debian sid folder, .cache/sid. This needs
-# root and debootstrap.
+# root and debootstrap. NEWEST="3.15 tests/test_uwsgi.py" runs a part.
 test-newest: .venv
-	$(BIN)/python tools/newest.py $(PARALLEL)
+	$(BIN)/python tools/newest.py $(NEWEST) $(PARALLEL)
 
 # Build and test the distributions of a release: dist/
 wheels: .venv/wheels
