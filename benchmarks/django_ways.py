@@ -43,6 +43,7 @@ class DjangoWay:
 
 
 _DJANGO = "django.db.backends.postgresql"
+_GEVENTPOOL = "django_db_geventpool.backends.postgresql_psycopg2"
 
 DJANGO_WAYS = {
     "django-pool": DjangoWay(
@@ -51,8 +52,14 @@ DJANGO_WAYS = {
         {"pool": {"max_size": SIZE}},
     ),
     "django-geventpool": DjangoWay(
-        f"django-db-geventpool, {SIZE}",
-        "django_db_geventpool.backends.postgresql_psycopg2",
+        f"django-db-geventpool, {SIZE}, 10 of them kept",
+        _GEVENTPOOL,
+        {"MAX_CONNS": SIZE, "REUSE_CONNS": 10},  # as in its README
+        folder=GEVENTPOOL,
+    ),
+    "django-geventpool-all": DjangoWay(
+        f"django-db-geventpool, {SIZE}, all kept",
+        _GEVENTPOOL,
         {"MAX_CONNS": SIZE, "REUSE_CONNS": SIZE},
         folder=GEVENTPOOL,
     ),

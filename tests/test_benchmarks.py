@@ -61,6 +61,7 @@ SERVED = {"gevent", "gevent-1.0.2", "threads"}
 DJANGO = {
     "django-pool",
     "django-geventpool",
+    "django-geventpool-all",
     "django-connection-pool",
     "django-kept",
     "django-fresh",

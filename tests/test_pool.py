@@ -1,10 +1,13 @@
 """The pool, without Django: who is served, what is reset, what the server sees."""
 
+import math
 import re
 import textwrap
 
 import pytest
 
+from psycogreen._pool.keeper import Keeper
+from psycogreen._pool.options import Options
 from psycogreen._pool.traces import leaves_traces
 from psycogreen.pool import Pool
 
@@ -418,26 +421,40 @@ def test_used_after_a_fork(run):
     )
 
 
-def test_asked_at_once(run):
-    """Several threads may ask at once whether a connection is alive."""
-    run(
-        "native",
-        """
-        import sys
-        sys.setswitchinterval(1e-6)
-        pool = make()
-        pool.put(pool.get())
-        [session] = pool._keeper.places.idle()
-        wrong = []
-        def ask_often(n):
-            try:
-                assert all(session.is_alive() for _ in range(5000))
-            except BaseException as ex:
-                wrong.append(ex)
-        in_threads(ask_often, range(3))
-        assert not wrong, wrong
-        """,
+def test_tended():
+    """What is idle is looked at by one thread at a time, and stays in its order."""
+    options = Options(
+        min_size=0, max_size=4, timeout=1, max_waiting=0, max_lifetime=1, max_idle=1
     )
+    keeper = Keeper("pool", None, None, options)
+    closed = []
+
+    class Idle:
+        idle_since = math.inf
+
+        def __init__(self, *, good):
+            self.good = good
+
+        def is_old(self):
+            return False
+
+        def is_alive(self):
+            assert self not in keeper.places.idle()
+            return self.good
+
+        def close(self):
+            closed.append(self)
+
+        def await_end(self):
+            pass
+
+    sessions = [Idle(good=good) for good in (True, False, True, True)]
+    for session in sessions:
+        assert keeper.places.claim(None)
+        keeper.places.release(session)
+    keeper._close_old()
+    assert closed == sessions[1:2]
+    assert keeper.places.idle() == [sessions[0], *sessions[2:]]
 
 
 @pytest.mark.parametrize("framework", ["gevent", "eventlet"])

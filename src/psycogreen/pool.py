@@ -105,8 +105,8 @@ class Loan:
         The end of a greenlet and its own ``put()`` may both end the loan.
         """
         try:
-            return self._sessions.pop()
-        except IndexError:
+            return self._sessions.pop() if self._sessions else None
+        except IndexError:  # another thread was first
             return None
 
 

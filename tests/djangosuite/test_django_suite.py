@@ -41,7 +41,6 @@ EXCLUDED = {
     f"{_POSTGRES}connect_pool_setting_ignored_for_psycopg2": (
         "it expects the option to be refused with psycopg2, as Django does"
     ),
-    f"{_POSTGRES}copy_to_expert_cursors": "psycopg2 refuses COPY in green mode",
 }
 
 pytestmark = pytest.mark.full

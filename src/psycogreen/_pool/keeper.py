@@ -161,12 +161,16 @@ class Keeper:
     def _close_old(self) -> None:
         now = time.monotonic()
         more = self.size() - self._options.min_size
+        # From the left, and back to the right: all of them keep their order.
         for session in self.places.idle():
+            if not self.places.claim(session):
+                continue
             unused = more > 0 and now - session.idle_since > self._options.max_idle
-            old = unused or session.is_old() or not session.is_alive()
-            if old and self.places.claim(session):
+            if unused or session.is_old() or not session.is_alive():
                 self.discard(session)
                 more -= 1
+            else:
+                self.places.release(session)
 
     def _open_missing(self) -> None:
         while self.size() < self._options.min_size and self.places.open_one():

@@ -44,6 +44,8 @@ class Session:
         # Vary it, so that connections opened together are not replaced together.
         self._expires = time.monotonic() + lifetime * random.uniform(0.95, 1)
         self._socket = os.dup(conn.fileno())
+        self._poll = original("select", "poll")()
+        self._poll.register(self._socket, select.POLLIN)
 
     def prepare(self, configure: Configure) -> None:
         """Call *configure*, and remember the resulting state as that of a new session.
@@ -74,12 +76,10 @@ class Session:
         """Return whether the server has neither closed the session nor sent anything.
 
         An idle session receives only the server's end or a change of its settings. In
-        both cases a new connection is better.
+        both cases a new connection is better. Only the owner of the session may call
+        this: two threads cannot use the poll object at once.
         """
-        # A new poll object each time: two threads may call this concurrently.
-        poll = original("select", "poll")()
-        poll.register(self._socket, select.POLLIN)
-        return not self.conn.closed and not poll.poll(0)
+        return not self.conn.closed and not self._poll.poll(0)
 
     def renew(self, configure: Configure) -> bool:
         """Reset the session to the state of a new one; return whether that succeeded.

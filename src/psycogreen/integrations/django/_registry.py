@@ -49,17 +49,16 @@ class AliasPool(Pool):
         loan = self.get()
         if to_this_thread:
             mine = self._mine()
-            for other in [other for other in mine if other.loan.ended]:
-                mine.discard(other)
-            mine.add(Borrowed(self, loan))
+            mine[:] = [other for other in mine if not other.loan.ended]
+            mine.append(Borrowed(self, loan))
         return Borrowed(self, loan)
 
-    def _mine(self) -> set[Borrowed]:
+    def _mine(self) -> list[Borrowed]:
         """Return what this thread has borrowed."""
         try:
-            mine: set[Borrowed] = self._local.borrowed
+            mine: list[Borrowed] = self._local.borrowed
         except AttributeError:
-            mine = self._local.borrowed = set()
+            mine = self._local.borrowed = []
         return mine
 
 

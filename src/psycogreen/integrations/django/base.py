@@ -41,6 +41,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         """Start without a connection."""
         super().__init__(*args, **kwargs)
         self._borrowed: Borrowed | None = None
+        self._lender: AliasPool | None = None
 
     @property
     def pool(self) -> AliasPool | None:
@@ -60,8 +61,23 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         """
         _registry.close(self.alias)
 
+    @property
+    def allow_thread_sharing(self) -> bool:
+        """Whether other threads may use it. Read without the lock that Django takes."""
+        return bool(self._thread_sharing_count > 0)
+
+    def connect(self) -> None:
+        """Connect. With a pool this happens in each request, so look it up once."""
+        self._lender = self.pool
+        try:
+            super().connect()
+        finally:
+            self._lender = None
+
     def get_connection_params(self) -> Any:  # noqa: ANN401
         """Return the arguments for psycopg2, without the pool's options."""
+        if self._lender:
+            return {}  # the pool opens its connections with arguments of its own
         settings = self.settings_dict
         self.settings_dict = _without_pool(settings)
         try:
@@ -72,7 +88,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:  # noqa: ANN401
         """Borrow a connection from the pool; open one if there is no pool."""
         self._end_loan()  # Django's atomic() may have dropped the connection
-        pool = self.pool
+        pool = self._lender or self.pool
         if pool is None:
             return super().get_new_connection(conn_params)
         # Django's tests share a connection with other threads, which may end later.
@@ -81,6 +97,12 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         level = self.settings_dict["OPTIONS"].get("isolation_level")
         self.isolation_level = IsolationLevel(level or IsolationLevel.READ_COMMITTED)
         return borrowed.loan.conn
+
+    def _set_autocommit(self, autocommit: bool) -> None:
+        """Set it, unless it is on already, as it is when the pool lends a connection."""
+        connection = self.connection
+        if not (autocommit and connection.autocommit and not connection.closed):
+            super()._set_autocommit(autocommit)
 
     def _end_loan(self) -> None:
         borrowed, self._borrowed = self._borrowed, None
@@ -101,7 +123,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     def close_if_health_check_failed(self) -> None:
         """Check the connection, unless it is a pooled one, which was checked."""
-        if not self._borrowed:
+        if self.connection is not None and not self._borrowed:
             super().close_if_health_check_failed()
 
     def _close(self) -> None:
