@@ -209,6 +209,30 @@ def test_features(run, process):
     )
 
 
+def test_connection_params(run):
+    """What traces Django's connections, such as Sentry, may ask for the arguments."""
+    run(
+        "native",
+        'setup({"default": database({"min_size": 0, "max_size": 1})})'
+        + DJANGO
+        + textwrap.dedent("""
+        from django.db.backends.base.base import BaseDatabaseWrapper
+        asked = []
+        connect = BaseDatabaseWrapper.connect
+        def traced(wrapper):
+            asked.append(wrapper.get_connection_params())
+            return connect(wrapper)
+        BaseDatabaseWrapper.connect = traced
+        for _ in range(2):
+            query("select 1")
+            connection.close()
+        asked.append(connection.get_connection_params())
+        assert asked[0] == asked[1] == asked[2], asked
+        assert asked[0]["dbname"] == "postgres" and "pool" not in asked[0], asked
+        """),
+    )
+
+
 WRONG = {
     "{'max_sizes': 3}": "unknown option 'max_sizes': there are 'min_size'",
     "{'min_size': 5, 'max_size': 2}": "max_size=2",

@@ -24,13 +24,18 @@ class AliasPool(Pool):
         self,
         alias: str,
         settings: Settings,
+        arguments: dict[str, Any],
         connect: Connect,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        """Make the pool of *alias*; *options* are those of `Pool`."""
+        """Make the pool of *alias*; *options* are those of `Pool`.
+
+        *arguments* are those for psycopg2, of which Django's wrapper may be asked.
+        """
         super().__init__(connect, name=alias, **options)
         # A copy: a test runner writes the name of its database into the original.
         self.settings = copy.deepcopy(settings)
+        self.arguments = arguments
         # Made here, after the monkey patch, so that each greenlet has its own data.
         self._local = threading.local()
 

@@ -77,7 +77,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
     def get_connection_params(self) -> Any:  # noqa: ANN401
         """Return the arguments for psycopg2, without the pool's options."""
         if self._lender:
-            return {}  # the pool opens its connections with arguments of its own
+            return dict(self._lender.arguments)
         settings = self.settings_dict
         self.settings_dict = _without_pool(settings)
         try:
@@ -143,11 +143,14 @@ def _make_pool(alias: str, settings: Settings, options: Any) -> AliasPool:  # no
     """Return a new pool, which opens no connection before it is used."""
     options = _checked(alias, settings, options)
     plain = _without_pool(settings)
+    arguments = postgresql.DatabaseWrapper(plain, alias).get_connection_params()
+    timeout = options.get("timeout", 30.0)
     try:
         return AliasPool(
             alias,
             settings,
-            partial(_connect, alias, plain, options.get("timeout", 30.0)),
+            arguments,
+            partial(_connect, alias, plain, arguments, timeout),
             configure=partial(_configure, alias, plain),
             connection_factory=settings["OPTIONS"].get("connection_factory"),
             **options,
@@ -187,14 +190,17 @@ def _without_pool(settings: Settings) -> Settings:
 def _connect(
     alias: str,
     settings: Settings,
+    arguments: dict[str, Any],
     timeout: float,
     *,
     connection_factory: type[WatchedConnection],
 ) -> Any:  # noqa: ANN401
-    """Open a connection as Django does, with *timeout* as default limit in seconds."""
+    """Open a connection as Django does, with *timeout* as default limit in seconds.
+
+    *arguments* are those for psycopg2.
+    """
     opener = postgresql.DatabaseWrapper(settings, alias)
-    params = opener.get_connection_params()
-    params["connection_factory"] = connection_factory
+    params = {**arguments, "connection_factory": connection_factory}
     if "PGCONNECT_TIMEOUT" not in os.environ and "service" not in params:
         params.setdefault("connect_timeout", math.ceil(timeout))
     return opener.get_new_connection(params)
