@@ -10,6 +10,8 @@ import os
 import sys
 from typing import Any
 
+_LOOK_EVERY = 60.0  # seconds, at most, between looks for psycopg2
+
 _patched_pid: int | None = None
 
 
@@ -59,10 +61,12 @@ def _warn_if_blocking(worker: Any) -> None:  # noqa: ANN401
     """Log a warning, after *worker* has booted, if psycopg2 is in use and blocks it."""
     import gevent
 
-    while not worker.booted:
-        gevent.sleep(0.1)
-    psycopg2 = sys.modules.get("psycopg2.extensions")
-    if psycopg2 and psycopg2.get_wait_callback() is None:
+    delay = 0.1
+    # The application may import psycopg2 with its first request.
+    while not (worker.booted and "psycopg2._psycopg" in sys.modules):
+        gevent.sleep(delay)
+        delay = min(2 * delay, _LOOK_EVERY)
+    if sys.modules["psycopg2._psycopg"].get_wait_callback() is None:
         worker.log.warning(
             "psycogreen: psycopg2 blocks this gevent worker with every query: start "
             "gunicorn with -c python:psycogreen.integrations.gunicorn_conf, or set "

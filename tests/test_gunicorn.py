@@ -246,9 +246,14 @@ def test_preload_without_pools(serve):
         assert "WARNING" not in server.output
 
 
-def test_blocking_gevent_worker(serve):
-    """A gevent worker that psycopg2 blocks is warned of, with the remedy."""
-    with serve("status_app:app", "-k", "gevent") as server:
+@pytest.mark.parametrize("app", ["status_app:app", "late_app:app"])
+def test_blocking_gevent_worker(serve, app):
+    """A gevent worker that psycopg2 blocks is warned of, with the remedy.
+
+    So is one whose application imports psycopg2 with its first request.
+    """
+    with serve(app, "-k", "gevent") as server:
+        assert request(server.url).error is None
         server.await_line(
             r"\[WARNING\] psycogreen: psycopg2 blocks this gevent worker .* start "
             r"gunicorn with -c python:psycogreen\.integrations\.gunicorn_conf"
