@@ -63,7 +63,6 @@ docs: .venv/docs
 # Compare psycogreen with the alternatives, in about 20 minutes: docs/benchmarks.rst
 bench: .venv/bench
 	PYTHONPATH=tools $(BIN)/python benchmarks
-	PYTHONPATH=tools $(BIN)/python benchmarks/connecting.py
 
 # Count the instructions of a query and of a connection with valgrind. After a change that
 # is meant to make them cheaper or more expensive, record the figures for the check.

@@ -15,6 +15,7 @@ import figures
 import psycopg2
 from copying import measure_copies
 from costs import (
+    measure_connections,
     measure_instructions,
     measure_large,
     measure_queries,
@@ -26,14 +27,14 @@ from rich.console import Console
 from rich.table import Table
 from scale import FULL, QUICK, Scale
 from serving import measure_django, measure_requests, measure_sleepers
-from tables import rst, tables
+from tables import rst, summary, tables
 from ways import ROOT, fetch_others
 
 from psycogreen._check.postgres import postgres
 
 MEASURES = [
-    *(measure_queries, measure_rows, measure_large, measure_copies),
-    *(measure_requests, measure_django, measure_sleepers),
+    *(measure_queries, measure_connections, measure_rows, measure_large),
+    *(measure_copies, measure_requests, measure_django, measure_sleepers),
     # Last, because it lowers the priority of this process.
     measure_instructions,
 ]
@@ -69,12 +70,13 @@ def write(
 ) -> None:
     """Write the figures, the tables and the pictures; print the tables."""
     found.save(results / "results.json")
-    (docs / "benchmarks-table.rst").write_text(rst(found), encoding="utf-8")
+    for name, shown in ("summary", [summary(found)]), ("table", tables(found)):
+        (docs / f"benchmarks-{name}.rst").write_text(rst(shown), encoding="utf-8")
     draw(found, docs)
     console = Console()
     # In a narrower console the figures would be wrapped.
     console.width = max(console.width, 140)
-    for table in tables(found):
+    for table in (summary(found), *tables(found)):
         printed = Table(*table.headings, title=table.title, title_justify="left")
         for row in table.rows:
             printed.add_row(*row)

@@ -2,20 +2,19 @@
 
 Usage: connections.py WAY GREENLETS CONNECTIONS...
 
-The greenlets share each number of CONNECTIONS. Each number is one stretch, whose times are
-printed as a line of JSON. The environment variable DSN names the database.
+The greenlets share each number of CONNECTIONS. Each number is one stretch: see queries.py.
+The environment variable DSN names the database.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
+from queries import stretch
 from ways import WAYS
 
 
@@ -33,11 +32,8 @@ def main() -> None:
     for connections in map(int, stretches):
         each = connections // int(greenlets)
         jobs = [functools.partial(work, connect, dsn, each)] * int(greenlets)
-        os.getppid()  # instructions.py makes callgrind dump its counts at this call
-        cpu, wall = time.process_time(), time.perf_counter()
-        run_all(jobs)
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        print(json.dumps({"connections": each * len(jobs), "cpu": cpu, "wall": wall}))
+        with stretch(each * len(jobs)):
+            run_all(jobs)
     os.getppid()
 
 

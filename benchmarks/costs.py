@@ -1,6 +1,6 @@
-"""Measure the cost of a query: CPU time, wall time, instructions.
+"""Measure the cost of a query and a connection: CPU time, wall time, instructions.
 
-Each figure comes from a separate process: see queries.py.
+Each figure comes from a separate process: see queries.py and connections.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from operator import itemgetter
 
 import instructions
 from figures import Figures
+from psycopg2.extensions import make_dsn, parse_dsn
 from rich.progress import track
 from scale import Scale
 from ways import ROOT, WAYS
@@ -79,6 +80,27 @@ def measure_large(figures: Figures, scale: Scale, server: Server) -> None:
         figures.add("large", f"{scale.megabytes} MB, CPU", way, cpu)
 
 
+def measure_connections(figures: Figures, scale: Scale, server: Server) -> None:
+    """Connect and close, one after another, at each place that has a price of its own."""
+    stretches = [scale.connections // 5, scale.connections]
+    runs = itertools.product(
+        range(scale.connections_rounds), _places(server).items(), WAYS
+    )
+    for _, (place, dsn), way in track(list(runs), "connecting"):
+        cpu, _ = _run(way, 1, stretches, dsn, connecting=True)
+        figures.add("connections", place, way, cpu * 1e6)
+
+
+def _places(server: Server) -> dict[str, str]:
+    """Return connection strings, by what the connections go through."""
+    port = parse_dsn(server.dsn)["port"]
+    return {
+        "unix socket": server.unix_dsn,
+        "127.0.0.1": make_dsn(server.dsn, host="127.0.0.1", port=port),
+        "localhost": make_dsn(server.dsn, host="localhost", port=port),
+    }
+
+
 def measure_instructions(figures: Figures, scale: Scale, server: Server) -> None:
     """Count instructions, if valgrind is installed."""
     if not shutil.which("valgrind"):
@@ -93,13 +115,20 @@ def measure_instructions(figures: Figures, scale: Scale, server: Server) -> None
 
 
 def _run(
-    way: str, greenlets: int, stretches: list[int], dsn: str, sql: str = "select 1"
+    way: str,
+    greenlets: int,
+    stretches: list[int],
+    dsn: str,
+    sql: str = "select 1",
+    *,
+    connecting: bool = False,
 ) -> tuple[float, float]:
     """Return the CPU seconds and the wall seconds of a query in the last stretch.
 
-    The stretches before are a warm-up.
+    With *connecting* it is a connection. The stretches before are a warm-up.
     """
-    program = str(ROOT / "benchmarks" / WAYS[way].program)
+    file = WAYS[way].connecting_program if connecting else WAYS[way].program
+    program = str(ROOT / "benchmarks" / file)
     result = subprocess.run(
         [sys.executable, program, way, *map(str, [greenlets, *stretches])],
         env={**WAYS[way].variables(), "DSN": dsn, "SQL": sql},
@@ -108,4 +137,4 @@ def _run(
         check=True,
     )
     last = json.loads(result.stdout.splitlines()[-1])
-    return last["cpu"] / last["queries"], last["wall"] / last["queries"]
+    return last["cpu"] / last["count"], last["wall"] / last["count"]

@@ -30,13 +30,13 @@ def work(conn: Any, sql: str, queries: int) -> None:  # noqa: ANN401
 
 
 @contextmanager
-def stretch(queries: int) -> Iterator[None]:
-    """Print the times of the block, which makes *queries* queries."""
+def stretch(count: int) -> Iterator[None]:
+    """Print the times of the block, which makes *count* queries or connections."""
     os.getppid()  # instructions.py makes callgrind dump its counts at this call
     cpu, wall = time.process_time(), time.perf_counter()
     yield
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    print(json.dumps({"queries": queries, "cpu": cpu, "wall": wall}))
+    print(json.dumps({"count": count, "cpu": cpu, "wall": wall}))
 
 
 def main() -> None:

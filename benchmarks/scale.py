@@ -21,6 +21,9 @@ class Scale:
     """How many queries the greenlets share in each round."""
     instructions: Sequence[tuple[str, int]]
     """Ways and greenlets for which instructions are counted."""
+    connections: int
+    """How many connections are made and closed each time."""
+    connections_rounds: int
     rows_rounds: int
     large_rounds: int
     megabytes: int
@@ -50,6 +53,8 @@ FULL = Scale(
         ("threads", 1),
         *((way, 500) for way in OURS),
     ],
+    connections=400,
+    connections_rounds=7,
     rows_rounds=5,
     large_rounds=3,
     megabytes=100,
@@ -68,6 +73,8 @@ QUICK = Scale(
     greenlets={10: 1, 50: 1},
     queries=500,
     instructions=(),
+    connections=20,
+    connections_rounds=1,
     rows_rounds=1,
     large_rounds=1,
     megabytes=1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from django_ways import DJANGO_WAYS
@@ -21,10 +21,28 @@ COMPARED = [
     *(("eventlet", "asyncpg"), ("gevent", "threads")),
 ]
 
+# What a reader chooses between, and by which figures.
+CHOICE = [
+    *(("gevent", "threads"), ("gevent", "gevent-1.0.2")),
+    *(("gevent", "psycopg3"), ("gevent", "asyncpg")),
+    *(("eventlet", "threads"), ("eventlet", "eventlet-1.0.2"), ("eventlet", "asyncpg")),
+]
+CHOSEN_BY = {
+    "query, 1 connection": ("cpu", "1"),
+    "10": ("cpu", "10"),
+    "50": ("cpu", "50"),
+    "500": ("cpu", "500"),
+    "100 rows, 50": ("rows", "50 greenlets: CPU µs"),
+    "connect, unix socket": ("connections", "unix socket"),
+    "127.0.0.1": ("connections", "127.0.0.1"),
+    "localhost": ("connections", "localhost"),
+}
+
 TITLES = {
     "cpu": "CPU time of a query, µs",
     "rate": "Queries a second",
     "instructions": "Instructions of a query",
+    "connections": "CPU time of connecting and closing, µs",
     "rows": "100 rows of 5 columns",
     "large": "A large result: seconds",
     "copies": "COPY and large objects: seconds",
@@ -78,7 +96,7 @@ def _ratios(figures: Figures) -> Table:
         [
             name(ours),
             name(theirs),
-            *(f"{ratio(figures, case, ours, theirs):.2f}" for case in cases),
+            *(_ratio(figures, "cpu", case, ours, theirs) for case in cases),
         ]
         for ours, theirs in COMPARED
         if all(ours in found and theirs in found for found in cases.values())
@@ -97,14 +115,32 @@ def _divided(figures: Figures) -> Table:
     return Table(f"The same, divided by {name('threads')}", ["", *cases], rows)
 
 
+def summary(figures: Figures) -> Table:
+    """Return what psycogreen costs as a share of what a reader may choose instead."""
+    rows = [
+        [
+            name(ours),
+            name(theirs),
+            *(_ratio(figures, *case, ours, theirs) for case in CHOSEN_BY.values()),
+        ]
+        for ours, theirs in CHOICE
+    ]
+    title = "CPU time of psycogreen, divided by another's"
+    return Table(title, ["", "divided by", *CHOSEN_BY], rows)
+
+
 def _environment(figures: Figures) -> Table:
     rows = [list(pair) for pair in figures.environment.items()]
     return Table("Where that was measured", ["", "found"], rows)
 
 
-def ratio(figures: Figures, case: str, ours: str, theirs: str) -> float:
-    """Return the CPU time of a query in one way, divided by that in another."""
-    return figures.median("cpu", case, ours) / figures.median("cpu", case, theirs)
+def _ratio(figures: Figures, measure: str, case: str, ours: str, theirs: str) -> str:
+    """Return the median in one way, divided by that in another; nothing without both."""
+    found = figures.samples.get(measure, {}).get(case, {})
+    if ours not in found or theirs not in found:
+        return ""
+    divisor = figures.median(measure, case, theirs)
+    return f"{figures.median(measure, case, ours) / divisor:.2f}" if divisor else ""
 
 
 def name(way: str) -> str:
@@ -127,9 +163,9 @@ def number(figure: float) -> str:
     return f"{figure:,.0f}" if figure >= 100 else f"{figure:#.3g}"
 
 
-def rst(figures: Figures) -> str:
-    """Return all tables as a part of a page."""
-    return "\n".join([".. Made by 'make bench'.\n", *map(_rst_table, tables(figures))])
+def rst(tables: Iterable[Table]) -> str:
+    """Return tables as a part of a page."""
+    return "\n".join([".. Made by 'make bench'.\n", *map(_rst_table, tables)])
 
 
 def _rst_table(table: Table) -> str:

@@ -39,6 +39,8 @@ class Way:
     driver: str = "psycopg2"
     program: str = "queries.py"
     """The program that makes the queries. All programs take the same arguments."""
+    connecting_program: str = "connections.py"
+    """The program that connects and closes."""
     env: dict[str, str] = field(default_factory=dict)
     """Environment variables for the process."""
 
@@ -138,6 +140,7 @@ WAYS = {
         "asyncio",
         driver="asyncpg",
         program="queries_asyncpg.py",
+        connecting_program="connections_asyncpg.py",
         env={"PYTHONPATH": str(ASYNCPG)},
     ),
 }

@@ -46,7 +46,7 @@ _MISSING = [name for name in _OPTIONAL if not (_HERE / f"{name}.rst").exists()]
 nitpick_ignore = [("std:doc", name) for name in _MISSING]
 suppress_warnings = ["toc.not_readable"] if _MISSING else []
 # Included by another page.
-exclude_patterns = ["*-table.rst"]
+exclude_patterns = ["*-summary.rst", "*-table.rst"]
 
 
 class PageLinks(SphinxTransform):

@@ -26,6 +26,7 @@ COPIES = {
 CASES = {
     "cpu": QUERIES,
     "rate": QUERIES,
+    "connections": {"unix socket", "127.0.0.1", "localhost"},
     "rows": {"50 greenlets: CPU µs", "50 greenlets: queries a second"},
     "large": {"1 MB", "1 MB, CPU"},
     "copies": COPIES,
@@ -70,6 +71,7 @@ SLEEPING = {"gevent", "gevent-1.0.2"}
 WAYS = {
     "cpu": IN_THIS_PROCESS,
     "rate": IN_THIS_PROCESS,
+    "connections": IN_THIS_PROCESS,
     "rows": IN_THIS_PROCESS,
     "large": IN_THIS_PROCESS,
     "copies": COPYING,
@@ -87,9 +89,11 @@ import pathlib, sys
 sys.path.insert(0, {str(BENCHMARKS)!r})
 import figures, picture, tables
 found = figures.load(pathlib.Path(sys.argv[1]))
-pathlib.Path(sys.argv[2]).write_text(tables.rst(found), encoding="utf-8")
-pathlib.Path(sys.argv[3]).mkdir()
-picture.draw(found, pathlib.Path(sys.argv[3]))
+folder = pathlib.Path(sys.argv[2])
+folder.mkdir()
+for name, shown in ("summary", [tables.summary(found)]), ("table", tables.tables(found)):
+    (folder / f"benchmarks-{{name}}.rst").write_text(tables.rst(shown), encoding="utf-8")
+picture.draw(found, folder)
 """
 
 
@@ -128,31 +132,6 @@ def test_results(quick):
 
 
 @pytest.mark.full
-def test_connecting():
-    """Connecting is measured at every place, for every way that is named."""
-    program = str(BENCHMARKS / "connecting.py")
-    amount = ["--rounds", "1", "--connections", "8"]
-    result = subprocess.run(
-        [sys.executable, program, *amount, "gevent", "gevent-1.0.2", "threads"],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tools")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout
-    lines = result.stdout.splitlines()
-    for place in "unix socket", "127.0.0.1", "localhost":
-        ways = [
-            line.removeprefix(place).split()[0]
-            for line in lines
-            if line.startswith(place)
-        ]
-        assert ways == ["gevent", "gevent-1.0.2", "threads"]
-
-
-@pytest.mark.full
 def test_picture(quick):
     """There is a picture, and it names what it compares."""
     picture = (quick / "benchmarks.svg").read_text()
@@ -163,12 +142,13 @@ def test_picture(quick):
 
 
 def test_documentation_shows_the_results(python, tmp_path):
-    """The documentation's table is that of the results, and drawing is repeatable."""
-    table, first, second = (tmp_path / name for name in ("table", "first", "second"))
+    """The documentation's tables are the results', and drawing is repeatable."""
+    first, second = tmp_path / "first", tmp_path / "second"
     for folder in first, second:
-        python(DRAW, str(BENCHMARKS / "results.json"), str(table), str(folder))
-    assert table.read_text() == (ROOT / "docs" / "benchmarks-table.rst").read_text()
-    pictures = sorted(first.iterdir())
+        python(DRAW, str(BENCHMARKS / "results.json"), str(folder))
+    for table in "benchmarks-summary.rst", "benchmarks-table.rst":
+        assert (first / table).read_text() == (ROOT / "docs" / table).read_text()
+    pictures = sorted(first.glob("*.svg"))
     assert [picture.name for picture in pictures] == [
         "benchmarks-alone.svg",
         "benchmarks.svg",

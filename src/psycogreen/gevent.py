@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import ref
 
 from psycogreen import _install
 from psycogreen._requirements import require
@@ -21,6 +21,7 @@ require("gevent")
 import gevent.monkey
 import gevent.resolver.thread
 import gevent.socket
+import gevent.threadpool
 from gevent._hub_local import get_hub_if_exists
 from gevent.exceptions import HubDestroyed
 
@@ -81,17 +82,20 @@ class _Hub:
         _end(self._watcher)
 
     def hold(self, epoll_set: Held) -> None:
-        if _is_over(self._hub):
+        hub = self._hub
+        # As _is_over() does, without a call.
+        if hub.dead or hub.loop is None or (_destroyed and _is_over(hub)):
             raise HubGone
         try:
             self._watcher.ref = True
         except ValueError:  # the loop is destroyed, and the hub will be
-            _destroyed.add(self._hub)
+            _note_destroyed(self._hub)
             raise HubGone from None
         epoll_set.held = True
 
     def release(self, epoll_set: Held) -> None:
-        if not _is_over(self._hub):
+        hub = self._hub
+        if not (hub.dead or hub.loop is None or (_destroyed and _is_over(hub))):
             epoll_set.held = False
             self._watcher.ref = False
 
@@ -109,7 +113,7 @@ class _Hub:
         # The error must end the loop. gevent then stops the watcher that raised it, so
         # a destructor that queries before the hub has ended would wait forever.
         if isinstance(error, HubDestroyed):
-            _destroyed.add(self._hub)
+            _note_destroyed(self._hub)
             raise error
         # An error of printing must not be raised either, for example if stderr is
         # closed.
@@ -148,13 +152,20 @@ class _LibuvHub(_Hub):
             epoll_set.held = False
 
 
-_destroyed: WeakSet[gevent.hub.Hub] = WeakSet()
+_destroyed: set[ref[gevent.hub.Hub]] = set()
 """The hubs that `Hub.destroy()` has ended, but may not have cleaned up yet."""
+
+
+def _note_destroyed(hub: gevent.hub.Hub) -> None:
+    _destroyed.add(ref(hub, _destroyed.discard))
 
 
 def _is_over(hub: gevent.hub.Hub) -> bool:
     """Return whether *hub* is destroyed or will be."""
-    return hub.dead or hub.loop is None or hub in _destroyed
+    if hub.dead or hub.loop is None:
+        return True
+    # A plain set, which costs nothing while it is empty.
+    return bool(_destroyed) and ref(hub) in _destroyed
 
 
 def _end(watcher: Any) -> None:  # noqa: ANN401
@@ -196,7 +207,7 @@ def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
     if not native.is_main_thread() if hub is None else _is_over(hub):
         native.wait_socket(fd, write=write, timeout=timeout)
         return
-    if _in_hub():
+    if hub is gevent.getcurrent():
         wait_in_hub(fd, write=write, timeout=timeout)
         return
     before = forks.count
@@ -216,9 +227,9 @@ def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
 def _resolve(host: str) -> list[str]:
     """Return the addresses of *host*, in the resolver's order."""
     # _socket is the C module below socket, which gevent never patches.
-    if not _in_greenlet():
+    hub = _hub_of_greenlet()
+    if hub is None:
         return lookups.addresses(host, _socket.getaddrinfo)
-    hub = gevent.get_hub()
     if type(hub.resolver) is gevent.resolver.thread.Resolver:
         # The same lookup, in a thread that is cheaper than one of the hub's pool.
         return lookups.look_up(host, _socket.getaddrinfo, _wait_socket)
@@ -227,16 +238,16 @@ def _resolve(host: str) -> list[str]:
     )
 
 
-def _in_greenlet() -> bool:
-    """Return whether this is a greenlet that can wait with a loop.
+def _hub_of_greenlet() -> gevent.hub.Hub | None:
+    """Return the hub with which the caller can wait, if it is a greenlet that can.
 
     In the main thread gevent makes a hub on first use. A native thread is not given a
     hub because it runs a query.
     """
     hub = _existing_hub()
     if hub is None:
-        return native.is_main_thread()
-    return not _in_hub() and not _is_over(hub)
+        return gevent.get_hub() if native.is_main_thread() else None
+    return None if hub is gevent.getcurrent() or _is_over(hub) else hub
 
 
 def _in_hub() -> bool:

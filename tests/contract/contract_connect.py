@@ -766,9 +766,61 @@ def test_no_place_to_hook(green, dsn, monkeypatch):
     psycogreen.unpatch_psycopg()
 
 
-def test_interrupted_while_connecting(green, user):
+def test_socket_of_the_same_number(green, user, port):
+    """A socket that libpq opens after it has closed another may get the same number."""
+    with green.Timeout(60):
+        # There is no standby: the server is asked for again, on a new connection.
+        conn = psycopg2.connect(
+            host="127.0.0.1", port=port, target_session_attrs="prefer-standby", **user
+        )
+    query = conn.cursor()
+    query.execute("select 42")
+    assert query.fetchone() == (42,)
+    conn.close()
+
+
+def test_switched_to_while_connecting(green, user):
+    """A greenlet that is switched to before its socket is connected waits on."""
+    errors = []
+
+    def connect(port):
+        try:
+            psycopg2.connect(host="127.0.0.1", port=port, **user)
+        except psycopg2.OperationalError as ex:
+            errors.append(ex)
+
+    with unreachable_server() as port:
+        task = green.spawn(connect, port)
+        while not psycogreen.status().waiting:
+            green.sleep(0.001)
+        switched = []
+        for _ in range(3):
+            green.call_in_hub(task.switch)
+            green.call_in_hub(lambda: switched.append(True))
+        while len(switched) < 3:
+            green.sleep(0.001)
+        assert psycogreen.status().waiting == 1
+        green.kill(task)
+    assert not errors
+
+
+def test_first_connection_imports_nothing(green, script, port):
+    """The first connection of a process stops the loop for no import, by name neither."""
+    script(
+        f"""
+        def connect():
+            psycopg2.connect(host="localhost", port={port}, user="postgres").close()
+
+        modules = set(sys.modules)
+        green.wait(green.spawn(connect))
+        assert set(sys.modules) == modules, set(sys.modules) - modules
+        """
+    )
+
+
+def test_interrupted_while_connecting(green, user, connect):
     """A Timeout while connecting comes out as it is; nothing is left open."""
-    green.sleep(0)  # makes the hub
+    connect()  # makes the hub, and the epoll set
     before = set(os.listdir("/proc/self/fd"))
     with silent_server() as port:
         timeout = green.Timeout(0.2)

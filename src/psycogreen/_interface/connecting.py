@@ -16,7 +16,7 @@ import psycopg2
 from psycopg2.extensions import connection, get_wait_callback
 
 from psycogreen._interface import readback
-from psycogreen._interface.hosts import Host, Plan, plan
+from psycogreen._interface.hosts import Host, Plan, plan, with_addresses
 from psycogreen._interface.restart import restart
 from psycogreen._wait import deadline
 from psycogreen._wait.deadline import (
@@ -55,7 +55,8 @@ class GreenConnect:
             raise
         finally:
             deadline.current.reset(token)
-        if attempt.is_resolved:
+        # Of an asynchronous connection, whose application does the waiting.
+        if attempt.is_resolved and not attempt.has_begun:
             readback.note(conn, planned)
         return conn
 
@@ -88,65 +89,59 @@ class _Attempt(deadline.Attempt):
     ``load_balance_hosts``.
     """
 
+    is_resolved = False
+    has_begun = False
+    _errors = ""
+    _first: Host | None = None
+    _first_prefix = ""
+
     def __init__(self, planned: Plan) -> None:
         self.dsn = planned.dsn
-        self.is_resolved = False
         self._plan = planned
         self._hosts = planned.hosts
-        self._has_one_address = len(planned.hosts) == 1 and not planned.has_names
-        self._errors = ""
-        self._first: Host | None = None
-        self._first_prefix = ""
-        self._has_begun = False
+        self._has_one_address = planned.has_one_address
 
     def resolve(self, resolve: Resolve) -> None:
         """Replace each host name by its addresses.
 
-        Each address keeps the name beside it, which TLS verification and .pgpass use.
         Raise `psycopg2.OperationalError` if no host has an address.
         """
         self.is_resolved = True
-        found: list[Host] = []
-        for host in self._hosts:
-            found += self._resolved(host, resolve) if host.is_name else [host]
-        if not found:
+        found = tuple([self._addresses(host, resolve) for host in self._hosts])
+        self._hosts, self.dsn = with_addresses(self._plan, found)
+        if not self._hosts:
             raise psycopg2.OperationalError(self._errors)
-        self._use(tuple(found))
+        self._has_one_address = len(self._hosts) == 1
 
-    def _resolved(self, host: Host, resolve: Resolve) -> list[Host]:
+    def _addresses(self, host: Host, resolve: Resolve) -> tuple[str, ...]:
+        if not host.is_name:
+            return ()
         try:
-            addresses = resolve(host.host)
+            return tuple(resolve(host.host))
         except (OSError, UnicodeError) as ex:
             reason = getattr(ex, "strerror", None) or ex
             self._errors += (
                 f'could not translate host name "{host.host}" to address: {reason}\n'
             )
-            return []
-        return [Host(host.host, address, host.port, True) for address in addresses]
-
-    def _use(self, hosts: tuple[Host, ...]) -> None:
-        self._hosts = hosts
-        self._has_one_address = len(hosts) == 1 and not hosts[0].is_name
-        self.dsn = self._plan.with_hosts(hosts)
-
-    def limit(self, conn: connection) -> int | None:
-        """Return the plan's seconds for each host; ``None`` if without limit."""
-        value = self._plan.connect_timeout
-        return None if value is None else parse_connect_timeout(value)
+            return ()
 
     def has_one_address(self) -> bool:
         """Return whether there is only one host, and libpq need not resolve it."""
         return self._has_one_address
 
-    def begin(self, conn: connection) -> None:
-        """Record which host *conn* tries first, if there are several."""
-        if self.is_resolved and not self._has_begun:
+    def begin(self, conn: connection) -> int | None:
+        """Record which host *conn* tries first, if there are several.
+
+        Return the plan's seconds for each host; ``None`` if without limit.
+        """
+        if self.is_resolved and not self.has_begun:
             readback.note(conn, self._plan)
-        self._has_begun = True
-        self._first, self._first_prefix = None, ""
+        self.has_begun = True
         if not self._has_one_address:
             self._first = self._here(conn)
             self._first_prefix = self._libpq_prefix(conn, self._first)
+        value = self._plan.connect_timeout
+        return None if value is None else parse_connect_timeout(value)
 
     def leave_host(self, conn: connection) -> None:
         """Restart without the host that *conn* is at."""
@@ -158,12 +153,15 @@ class _Attempt(deadline.Attempt):
         if not rest:
             raise ConnectTimeout(self._errors)
         totals.timed_out += 1
-        self._use(tuple(rest))
+        self._hosts = tuple(rest)
+        self._has_one_address = len(rest) == 1 and not rest[0].is_name
+        self.dsn = self._plan.with_hosts(rest)
         try:
             restart(conn, self.dsn)
         except psycopg2.OperationalError as ex:
             ex.args = (self._errors + self._named(str(ex)),)
             raise
+        self._first, self._first_prefix = None, ""
         self.begin(conn)
 
     def _here(self, conn: connection) -> Host:
@@ -201,7 +199,7 @@ class _Attempt(deadline.Attempt):
         An error that the connection factory raised by itself stays as it is.
         """
         text = str(error)
-        if not self._has_begun and any(
+        if not self.has_begun and any(
             host.libpq_prefix() in text for host in self._hosts
         ):
             error.args = (self._errors + self._named(text),)

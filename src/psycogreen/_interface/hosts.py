@@ -42,13 +42,7 @@ class Host:
     @property
     def is_name(self) -> bool:
         """Whether a resolver is needed to find the address."""
-        if self.address or not self.host or self.host[0] in "/@":
-            return False
-        try:
-            ipaddress.ip_address(self.host)
-        except ValueError:
-            return True
-        return False
+        return not self.address and _is_name(self.host)
 
     def libpq_prefix(self) -> str:
         """Return the beginning of libpq's error about this host, with its address."""
@@ -65,8 +59,19 @@ class Host:
         return (
             self.host in ("", host)
             and int(self.port or DEFAULT_PORT) == port
-            and (not self.address or _is_same(self.address, address))
+            and (self.address in ("", address) or _is_same(self.address, address))
         )
+
+
+@lru_cache(maxsize=64)
+def _is_name(host: str) -> bool:
+    if not host or host[0] in "/@":
+        return False
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return True
+    return False
 
 
 def _without_scope(address: str) -> str:
@@ -84,7 +89,7 @@ def _is_same(one: str, other: str) -> bool:
     return addresses[0] == addresses[1]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """The parameters for connecting, from a connection string and the environment."""
 
@@ -101,6 +106,8 @@ class Plan:
     """The connection string without these three."""
     has_names: bool
     """Whether a resolver is needed to find the address of a host."""
+    has_one_address: bool
+    """Whether there is one host, and it needs no resolver."""
 
     def with_hosts(self, hosts: Iterable[Host]) -> str:
         """Return the connection string with its hosts replaced by *hosts*."""
@@ -114,6 +121,26 @@ class Plan:
             if any(items) or keyword in wanted
         ]
         return " ".join([self.rest, *pairs]).lstrip()
+
+
+@lru_cache(maxsize=64)
+def with_addresses(
+    planned: Plan, found: tuple[tuple[str, ...], ...]
+) -> tuple[tuple[Host, ...], str]:
+    """Return the hosts of a plan with their addresses, and the connection string.
+
+    *found* has, for each host, the addresses of its name; none for what is no name. A
+    name that has none is left out. Made once as long as the addresses do not change.
+    """
+    hosts: list[Host] = []
+    for host, addresses in zip(planned.hosts, found, strict=True):
+        if host.is_name:
+            # The name stays beside it: TLS verification and .pgpass go by the name.
+            found_hosts = (Host(host.host, one, host.port, True) for one in addresses)
+            hosts += found_hosts
+        else:
+            hosts.append(host)
+    return tuple(hosts), planned.with_hosts(hosts) if hosts else ""
 
 
 def _escaped(value: str) -> str:
@@ -148,6 +175,7 @@ def _plan(dsn: str, environment: _Environment) -> Plan | None:
     if not hosts:
         return None
     rest = {word: value for word, value in parameters.items() if word not in LISTS}
+    has_names = any(host.is_name for host in hosts)
     return Plan(
         dsn=dsn,
         hosts=hosts,
@@ -160,7 +188,8 @@ def _plan(dsn: str, environment: _Environment) -> Plan | None:
             if word in inherited and word not in parameters
         },
         rest=str(make_dsn(**rest)),
-        has_names=any(host.is_name for host in hosts),
+        has_names=has_names,
+        has_one_address=len(hosts) == 1 and not has_names,
     )
 
 

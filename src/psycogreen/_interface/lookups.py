@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from psycogreen._wait import forks, offload
@@ -16,10 +17,14 @@ from psycogreen._wait.offload import Call
 if TYPE_CHECKING:
     from psycogreen._wait.native import SocketWait
 
-GetAddrInfo = Callable[..., list[tuple[Any, ...]]]
+Found = list[tuple[Any, ...]]
+GetAddrInfo = Callable[..., Found]
 Start = Callable[[Callable[[], None]], object]
 
-_under_way: dict[object, Call[list[str]]] = {}
+_STREAMS = None, socket.AF_UNSPEC, socket.SOCK_STREAM
+"""What `getaddrinfo` is asked for: stream sockets, of any family."""
+
+_under_way: dict[object, Call[Found]] = {}
 
 
 def look_up(
@@ -38,27 +43,25 @@ def look_up(
     """
     key = among, host
     call = _under_way.get(key)
-    if call is None:
-        call = _under_way[key] = Call(lambda: _ask(key, getaddrinfo))
-        try:
-            start(call.run)
-        except BaseException:
-            _under_way.pop(key, None)
-            raise
-    return call.wait(wait_socket)
+    if call is not None and not call.is_done:
+        return _addresses(call.wait(wait_socket))
+    # Nothing more in the thread: what it does in Python, it does with cold caches.
+    call = _under_way[key] = Call(partial(getaddrinfo, host, *_STREAMS))
+    try:
+        return _addresses(call.wait(wait_socket, begin=partial(start, call.run)))
+    finally:
+        # If this greenlet was interrupted, others may share the lookup until it is done.
+        if (call.is_done or not call.has_begun) and _under_way.get(key) is call:
+            del _under_way[key]
 
 
 def addresses(host: str, getaddrinfo: GetAddrInfo) -> list[str]:
     """Return the addresses of *host*; blocks as *getaddrinfo* does."""
-    found = getaddrinfo(host, None, socket.AF_UNSPEC, socket.SOCK_STREAM)
+    return _addresses(getaddrinfo(host, *_STREAMS))
+
+
+def _addresses(found: Found) -> list[str]:
     return [_address(*address) for *_, address in found]
-
-
-def _ask(key: tuple[object, str], getaddrinfo: GetAddrInfo) -> list[str]:
-    try:
-        return addresses(key[1], getaddrinfo)
-    finally:
-        _under_way.pop(key, None)
 
 
 def _address(host: str, _port: int, _flow: int = 0, scope: int = 0) -> str:

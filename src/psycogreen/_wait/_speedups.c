@@ -181,7 +181,7 @@ static PyMemberDef entry_members[] = {
     {"epoll_set", T_OBJECT_EX, offsetof(Entry, epoll_set), READONLY, NULL},
     {"conn", T_OBJECT_EX, offsetof(Entry, conn), READONLY, NULL},
     {"waiter", T_OBJECT, offsetof(Entry, waiter), READONLY, NULL},
-    {"since", T_DOUBLE, offsetof(Entry, since), READONLY, NULL},
+    {"since", T_DOUBLE, offsetof(Entry, since), 0, NULL},
     {"fd", T_INT, offsetof(Entry, fd), READONLY, NULL},
     {"state", T_INT, offsetof(Entry, state), 0, NULL},
     {NULL, 0, 0, 0, NULL},
@@ -233,15 +233,7 @@ refers_to(PyObject *reference, PyObject *conn)
 
 /* ---- sets: waking ---------------------------------------------------------- */
 
-/* Call a method whose result does not matter. Return 0, or -1 with an exception. */
-static int
-call_method(PyObject *self, PyObject *name)
-{
-    PyObject *result = PyObject_CallMethodNoArgs(self, name);
-    Py_XDECREF(result);
-    return result ? 0 : -1;
-}
-
+/* Call a method and ignore its result. Return 0, or -1 with an exception set. */
 static int
 call_method_with(PyObject *self, PyObject *name, PyObject *argument)
 {
@@ -442,8 +434,16 @@ set_dealloc(Set *self)
     free_object((PyObject *)self);
 }
 
+/* It is among the functions of the wait, below. */
+static PyObject *set_wait(Set *self, PyObject *const *args, Py_ssize_t nargs);
+
+PyDoc_STRVAR(set_wait_doc,
+"wait(entry, state)\n--\n\n"
+"Let the hub run until something has happened on the socket of *entry*. See pure.py.");
+
 static PyMethodDef set_methods[] = {
     {"collect", (PyCFunction)(void (*)(void))collect, METH_FASTCALL, collect_doc},
+    {"wait", (PyCFunction)(void (*)(void))set_wait, METH_FASTCALL, set_wait_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -528,8 +528,13 @@ static int
 release(State *state, Set *set)
 {
     PyObject *raised = take_raised();
+    int status = call_method_with(set->hub, state->release, (PyObject *)set);
 
-    if (call_method((PyObject *)set, state->release) < 0) {
+    /* A signal handler or a destructor may have begun to wait in that call. */
+    if (status == 0 && set->waiting) {
+        status = call_method_with(set->hub, state->hold, (PyObject *)set);
+    }
+    if (status < 0) {
         Py_XDECREF(raised);
         return -1;
     }
@@ -605,12 +610,35 @@ wait_once(State *state, Entry *entry, PyObject *wanted, int code)
     while (code != entry->state || entry->waiter || !set->held) {
         int status = code != entry->state || entry->waiter
                          ? change(state, entry, wanted)
-                         : call_method((PyObject *)set, state->hold);
+                         : call_method_with(set->hub, state->hold, (PyObject *)set);
         if (status < 0) {
             return -1;
         }
     }
     return switch_to_hub(state, entry);
+}
+
+/* The caller owns the arguments, also while this greenlet is switched away. */
+static PyObject *
+set_wait(Set *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &definition);
+    State *state = module ? PyModule_GetState(module) : NULL;
+    int code;
+
+    if (!state) {
+        return NULL;
+    }
+    if (nargs != 2 || !Py_IS_TYPE(args[0], state->entry_type) ||
+        ((Entry *)args[0])->epoll_set != self) {
+        PyErr_SetString(PyExc_TypeError, "expected an Entry of this set and a state");
+        return NULL;
+    }
+    code = (int)PyLong_AsLong(args[1]);
+    if (PyErr_Occurred() || wait_once(state, (Entry *)args[0], args[1], code) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
 }
 
 /* Wait until poll() returns POLL_OK. *wanted is its last result; its reference is stolen.

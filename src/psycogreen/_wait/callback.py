@@ -18,7 +18,7 @@ from psycopg2.extensions import (
     connection,
 )
 
-from psycogreen._wait import forks
+from psycogreen._wait import forks, native
 from psycogreen._wait.cancel import cancel
 from psycogreen._wait.deadline import (
     STATUS_CONNECTING,
@@ -26,7 +26,13 @@ from psycogreen._wait.deadline import (
     ConnectWait,
     take_attempt,
 )
-from psycogreen._wait.epoll import NOWHERE, EpollSet, forget, unknown_state
+from psycogreen._wait.epoll import (
+    NOWHERE,
+    EpollSet,
+    forget,
+    set_in_use,
+    unknown_state,
+)
 from psycogreen._wait.hub import HubGone, InHub
 from psycogreen._wait.native import SocketWait
 from psycogreen._wait.stats import (
@@ -157,11 +163,17 @@ def _wait_connected(
     attempt = take_attempt()
     since = monotonic()
     try:
-        attempt.begin(conn)
-        seconds = attempt.limit(conn)
+        seconds = attempt.begin(conn)
+        epoll_set = None
+        if seconds is None and timeout is None:
+            epoll_set = set_in_use() or framework.epoll_set()
+        if epoll_set is not None:
+            _connect_in_set(conn, state, attempt, epoll_set, framework, since)
+            return
         wait_socket = framework.wait_socket
         if seconds is not None:
             wait_socket = ConnectWait(conn, attempt, wait_socket, seconds)
+        wait_socket = partial(_wait_unless_writable, wait_socket)
         poll = partial(_poll_connecting, conn, attempt)
         _wait_socket(conn, state, wait_socket, timeout, since, poll)
     except BaseException as ex:
@@ -172,6 +184,59 @@ def _wait_connected(
         if not conn.async_:
             connection.close(conn)
         raise
+
+
+def _connect_in_set(
+    conn: connection,
+    state: int,
+    attempt: Attempt,
+    epoll_set: EpollSet,
+    framework: Framework,
+    since: float,
+) -> None:
+    """Wait where the queries will wait: the socket is there already then."""
+    woken = 0
+    try:
+        while state != POLL_OK:
+            if state not in (POLL_READ, POLL_WRITE):
+                raise unknown_state(state)
+            write = state == POLL_WRITE
+            if not (write and native.is_writable(conn.fileno())):
+                try:
+                    entry = epoll_set.entry_of_moving(conn)
+                    entry.since = since
+                    epoll_set.wait(entry, state)
+                    woken += 1
+                except (HubGone, InHub):
+                    epoll_set.settle()
+                    framework.wait_socket(conn.fileno(), write=write, timeout=None)
+                # Any greenlet may switch back. libpq believes that a socket is
+                # connected when it is polled; to read too early does no harm.
+                if write:
+                    continue
+            try:
+                state = conn.poll()
+            except psycopg2.OperationalError as ex:
+                ex.args = (attempt.completed(conn, str(ex)),)
+                raise
+    except BaseException:
+        epoll_set.settle()
+        raise
+    finally:
+        # The set has counted each time that it has woken it: it is one wait.
+        epoll_set.ended += 1 - woken
+
+
+def _wait_unless_writable(
+    wait_socket: SocketWait, fd: int, *, write: bool, timeout: float | None
+) -> None:
+    """Wait for *fd*, unless it is to be written and can be.
+
+    While it connects it most often can: a unix socket is connected at once, and
+    what libpq writes is little. To ask costs less than to let the loop run.
+    """
+    if not (write and native.is_writable(fd)):
+        wait_socket(fd, write=write, timeout=timeout)
 
 
 def _poll_connecting(conn: connection, attempt: Attempt) -> int:

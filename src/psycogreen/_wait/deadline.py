@@ -39,16 +39,16 @@ class Attempt:
     for attempts whose hosts are known.
     """
 
-    def begin(self, conn: connection) -> None:
+    is_taken = False
+    """Whether its connection is known."""
+
+    def begin(self, conn: connection) -> int | None:
         """Record the host that *conn* tries, before its first wait.
 
         When psycopg2 makes the connection non-blocking, libpq forgets the beginning of
-        its error.
+        its error. Return the seconds for each host; ``None`` if without limit.
         """
         self._first_prefix = _first_prefix(conn)
-
-    def limit(self, conn: connection) -> int | None:
-        """Return the seconds for each host; ``None`` if without limit."""
         return parse_connect_timeout(conn.info.dsn_parameters.get("connect_timeout"))
 
     def has_one_address(self) -> bool:
@@ -69,17 +69,16 @@ class Attempt:
 
 
 current: ContextVar[Attempt | None] = ContextVar("psycogreen_attempt", default=None)
-"""The attempt that ``psycopg2.connect()`` has begun in this greenlet, until its
-connection waits for the first time."""
+"""The attempt that ``psycopg2.connect()`` has begun in this greenlet."""
 
 
 def take_attempt() -> Attempt:
     """Return the attempt of a connection that waits for the first time, and clear it."""
     attempt = current.get()
-    if attempt is None:
-        return Attempt()
     # A further connection that the connection factory makes is a different attempt.
-    current.set(None)
+    if attempt is None or attempt.is_taken:
+        return Attempt()
+    attempt.is_taken = True
     return attempt
 
 

@@ -32,7 +32,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import KeyedRef
+from weakref import ref
 
 import psycopg2
 from psycopg2.extensions import POLL_READ, POLL_WRITE
@@ -63,6 +63,13 @@ _EVENTS = {POLL_READ: 1, POLL_WRITE: 4}
 _LOST = (errno.EBADF, errno.EPERM, errno.EINVAL)
 
 
+class _Reference(ref):  # type: ignore[type-arg]
+    """A weak reference to a connection, with the descriptor of its socket."""
+
+    __slots__ = ("fd",)
+    fd: int
+
+
 class EpollSet(BaseSet):
     """The sockets of one hub's connections. Use it only in the hub's thread."""
 
@@ -77,12 +84,14 @@ class EpollSet(BaseSet):
         _sets.add(self)
 
     def entry(self, conn: connection) -> Entry:
-        """Return the entry of *conn*, an established connection.
+        """Return the entry of *conn*, whose socket does not change any more.
 
         Raise `psycopg2.ProgrammingError` if another thread waits for it.
         """
         fd = conn.fileno()
-        made = Entry(self, KeyedRef(conn, _forget_dead, fd), fd)
+        reference = _Reference(conn, _forget_dead)
+        reference.fd = fd
+        made = Entry(self, reference, fd)
         while (found := entries.setdefault(fd, made)) is not made:
             if found.conn() is conn:
                 if found.epoll_set is self:
@@ -94,6 +103,19 @@ class EpollSet(BaseSet):
             if found.epoll_set is self:
                 self._notify(found)
         return made
+
+    def entry_of_moving(self, conn: connection) -> Entry:
+        """Return the entry of *conn*, which connects, for the socket that it has now.
+
+        libpq may have left another socket that had the same number.
+        """
+        entry = self.entry(conn)
+        if entry.state != NOWHERE:
+            try:
+                self._epoll.modify(entry.fd, _EVENTS[entry.state])
+            except OSError:
+                entry.state = NOWHERE
+        return entry
 
     def _notify(self, entry: Entry) -> None:
         """Wake the waiter of *entry* soon, since its socket has changed."""
@@ -109,14 +131,17 @@ class EpollSet(BaseSet):
             raise psycopg2.ProgrammingError(BUSY)
         if state not in _EVENTS:
             raise unknown_state(state)
-        if self.closed:
+        if self.epoll_fd < 0:  # closed
             raise HubGone
-        if entry.state == NOWHERE:
+        if entry.state == NOWHERE and entries.get(entry.fd) is not entry:
             self._claim(entry)
         # Set the state first: as soon as the kernel has the socket, the loop may remove it.
         entry.state = state
         try:
-            self._enter(entry.fd, _EVENTS[state])
+            try:
+                self._epoll.register(entry.fd, _EVENTS[state])
+            except FileExistsError:
+                self._epoll.modify(entry.fd, _EVENTS[state])
         except OSError as ex:
             entry.state = NOWHERE
             if ex.errno in _LOST:
@@ -132,13 +157,6 @@ class EpollSet(BaseSet):
                 raise psycopg2.ProgrammingError(BUSY)
             found.state = NOWHERE
             forget(found)
-
-    def _enter(self, fd: int, events: int) -> None:
-        """Make the kernel's set report *events* for *fd*; add *fd* if it is missing."""
-        try:
-            self._epoll.register(fd, events)
-        except FileExistsError:
-            self._epoll.modify(fd, events)
 
     def hold(self) -> None:
         """Keep the loop running, since a greenlet waits. Raise what `Hub.hold` raises.
@@ -207,7 +225,7 @@ class EpollSet(BaseSet):
         if entry.waiter is None:
             return  # its next wait adds it again
         try:
-            self._enter(entry.fd, _EVENTS[state])
+            self._epoll.register(entry.fd, _EVENTS[state])
             entry.state = state
         except OSError:
             # The waiter will poll again; if it still waits, change() raises the error.
@@ -277,9 +295,9 @@ def _wake(entry: Entry) -> None:
         waiter.switch()
 
 
-def _forget_dead(reference: KeyedRef[int, connection]) -> None:
+def _forget_dead(reference: _Reference) -> None:
     """Drop the entry of a connection that was collected. Called in any thread."""
-    entry = entries.get(reference.key)
+    entry = entries.get(reference.fd)
     if entry and entry.conn is reference:
         forget(entry)
 
@@ -324,6 +342,12 @@ class _Thread(original("_thread", "_local")):  # type: ignore[misc]
 
 
 _thread = _Thread()
+
+
+def set_in_use() -> EpollSet | None:
+    """Return the epoll set that this thread has, if any, whose hub may be gone."""
+    keeper = _thread.keeper
+    return None if keeper is None else keeper.epoll_set
 
 
 def set_of_thread(hub: object, adapt: Callable[[], Hub]) -> EpollSet | None:

@@ -71,3 +71,10 @@ def wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
         left = end - time.monotonic()
         if left <= 0:
             raise wait_timeout(timeout)
+
+
+def is_writable(fd: int) -> bool:
+    """Return whether *fd* can be written without blocking, or has failed."""
+    poll = original("select", "poll")()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))

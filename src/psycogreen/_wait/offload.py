@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from psycogreen._wait import forks, native
@@ -13,6 +15,12 @@ if TYPE_CHECKING:
     from psycogreen._wait.native import SocketWait
 
 T = TypeVar("T")
+
+_ONE = (1).to_bytes(8, sys.byteorder)
+"""What an eventfd takes. A pipe takes anything."""
+
+# Found at import: under eventlet it takes a while when it is first asked for.
+native.original("os", "write")
 
 IDLE = 10.0
 """Seconds that an idle native thread waits for the next call before it ends."""
@@ -28,8 +36,7 @@ def in_thread(
     thread and its result is dropped. Raise `RuntimeError` if no thread can be started.
     """
     call = Call(function)
-    start(call.run)
-    return call.wait(wait_socket, timeout)
+    return call.wait(wait_socket, timeout, begin=partial(start, call.run))
 
 
 class Call(Generic[T]):
@@ -39,7 +46,8 @@ class Call(Generic[T]):
         """Call *function* when `run` is called."""
         self._function = function
         self._error: BaseException | None = None
-        self._is_done = False
+        self.is_done = False
+        self.has_begun = False
         # A deque's methods are atomic, so no lock is needed: a destructor or a signal
         # handler that waits for the same call could deadlock with it.
         self._writers: deque[int] = deque()
@@ -50,42 +58,70 @@ class Call(Generic[T]):
             self._value = self._function()
         except BaseException as ex:  # noqa: BLE001
             self._error = ex
-        self._is_done = True
+        self.is_done = True
         while True:
             try:
                 writer = self._writers.pop()
             except IndexError:
                 return
-            native.original("os", "write")(writer, b".")
+            native.original("os", "write")(writer, _ONE)
 
-    def wait(self, wait_socket: SocketWait, timeout: float | None = None) -> T:
+    def wait(
+        self,
+        wait_socket: SocketWait,
+        timeout: float | None = None,
+        *,
+        begin: Callable[[], object] | None = None,
+    ) -> T:
         """Return the function's result, or raise its exception.
 
-        Raise `WaitTimeout` if it takes longer than *timeout* seconds.
+        Raise `WaitTimeout` if it takes longer than *timeout* seconds. *begin* is called
+        when all is prepared, and has `run` called. It comes as late as that because the
+        thread and this one take the GIL from each other from then on.
         """
-        if not self._is_done:
-            self._await(wait_socket, timeout)
+        if not self.is_done:
+            self._await(wait_socket, timeout, begin)
         if self._error:
             raise self._error
         return self._value
 
-    def _await(self, wait_socket: SocketWait, timeout: float | None) -> None:
-        # A pipe reports the end: every loop can wait for it, and a native thread can
-        # write to it without knowing the loop.
-        reader, writer = os.pipe()
+    def _await(
+        self,
+        wait_socket: SocketWait,
+        timeout: float | None,
+        begin: Callable[[], object] | None,
+    ) -> None:
+        reader, writer = _bell()
+        has_rung = False
         try:
             self._writers.append(writer)
-            if not self._is_done:  # otherwise run() may have missed this writer
+            if begin:
+                begin()
+                self.has_begun = True
+            if not self.is_done:  # otherwise run() may have missed this writer
                 wait_socket(reader, write=False, timeout=timeout)
+                has_rung = True
         finally:
             try:
                 self._writers.remove(writer)
             except ValueError:
                 # run() has removed it and may not have written yet. Writing to a closed
                 # pipe would be an error and raise SIGPIPE.
-                native.wait_socket(reader, write=False, timeout=None)
-            os.close(reader)
-            os.close(writer)
+                if not has_rung:
+                    native.wait_socket(reader, write=False, timeout=None)
+            for end in {reader, writer}:
+                os.close(end)
+
+
+def _bell() -> tuple[int, int]:
+    """Return a descriptor to wait for in any loop, and one to write to in any thread.
+
+    Where the system has eventfds, both are the same.
+    """
+    if hasattr(os, "eventfd"):
+        bell = os.eventfd(0, os.EFD_CLOEXEC)
+        return bell, bell
+    return os.pipe()
 
 
 class _Thread:

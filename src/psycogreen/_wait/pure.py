@@ -119,6 +119,37 @@ class BaseSet:
             self.now = 0.0
             self.ended += ended
 
+    def wait(self, entry: Entry, state: int) -> None:
+        """Let the hub run until it switches back for the socket of *entry*.
+
+        *state* is what ``poll()`` has asked for. The caller sets the entry's *since*.
+        Raise what `change`, `hold` and the hub's ``switch`` raise.
+        """
+        current = getcurrent()
+        # No call between these checks and the switch. In a call, a destructor or a
+        # signal handler may let the loop run, which removes a socket that no greenlet
+        # waits for.
+        while True:
+            if state != entry.state or entry.waiter is not None:
+                self.change(entry, state)
+            elif not self.held:
+                self.hold()
+            else:
+                break
+        entry.waiter = current
+        self.waiting += 1
+        try:
+            # Any greenlet may switch back: poll() shows whether it was too early.
+            if type(current) is self.plain and self.greenlet:
+                switch_to(self.greenlet)
+            else:
+                self.switch()
+        finally:
+            entry.waiter = None
+            waiting = self.waiting = self.waiting - 1
+            if not waiting and self.held:
+                self.release()
+
     # The slow path: see `psycogreen._wait.epoll.EpollSet`.
 
     def change(self, entry: Entry, state: int) -> None:
@@ -209,32 +240,8 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
         try:
             if entry.waiter is None:  # otherwise change() will raise
                 entry.since = epoll_set.now or monotonic()
-            current = getcurrent()
-            kind = type(current)
             while True:
-                # No call between these checks and the switch. In a call, a destructor or
-                # a signal handler may let the loop run, which removes a socket that no
-                # greenlet waits for.
-                while True:
-                    if state != entry.state or entry.waiter is not None:
-                        epoll_set.change(entry, state)
-                    elif not epoll_set.held:
-                        epoll_set.hold()
-                    else:
-                        break
-                entry.waiter = current
-                epoll_set.waiting += 1
-                try:
-                    # Any greenlet may switch back: poll() shows whether it was too early.
-                    if kind is epoll_set.plain and epoll_set.greenlet:
-                        switch_to(epoll_set.greenlet)
-                    else:
-                        epoll_set.switch()
-                finally:
-                    entry.waiter = None
-                    waiting = epoll_set.waiting = epoll_set.waiting - 1
-                    if not waiting and epoll_set.held:
-                        epoll_set.release()
+                epoll_set.wait(entry, state)
                 state = poll_otherwise(conn) if polls else conn.poll()
                 if state == POLL_OK:
                     return
