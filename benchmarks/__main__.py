@@ -13,9 +13,9 @@ from pathlib import Path
 
 import figures
 import psycopg2
+from connecting import measure_connections
 from copying import measure_copies
 from costs import (
-    measure_connections,
     measure_instructions,
     measure_large,
     measure_queries,

@@ -1,6 +1,6 @@
-"""Measure the cost of a query and a connection: CPU time, wall time, instructions.
+"""Measure the cost of a query: CPU time, wall time, instructions.
 
-Each figure comes from a separate process: see queries.py and connections.py.
+Each figure comes from a separate process: see queries.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from operator import itemgetter
 
 import instructions
 from figures import Figures
-from psycopg2.extensions import make_dsn, parse_dsn
 from rich.progress import track
 from scale import Scale
 from ways import ROOT, WAYS
@@ -40,7 +39,7 @@ def measure_queries(figures: Figures, scale: Scale, server: Server) -> None:
     runs = list(itertools.product(_cases(scale, server), WAYS))
     for (case, greenlets, dsn), way in track(runs, "small queries"):
         stretches = [scale.queries // 10, scale.queries]
-        cpu, wall = _run(way, greenlets, stretches, dsn)
+        cpu, wall = run(way, greenlets, stretches, dsn)
         figures.add("cpu", case, way, cpu * 1e6)
         figures.add("rate", case, way, 1 / wall)
 
@@ -64,7 +63,7 @@ def measure_rows(figures: Figures, scale: Scale, server: Server) -> None:
     runs = list(itertools.product(range(scale.rows_rounds), WAYS))
     for _, way in track(runs, "100 rows of 5 columns"):
         stretches = [queries // 5, queries]
-        cpu, wall = _run(way, _ROWS, stretches, server.unix_dsn, _HUNDRED_ROWS)
+        cpu, wall = run(way, _ROWS, stretches, server.unix_dsn, _HUNDRED_ROWS)
         figures.add("rows", f"{case}: CPU µs", way, cpu * 1e6)
         figures.add("rows", f"{case}: queries a second", way, 1 / wall)
 
@@ -75,30 +74,9 @@ def measure_large(figures: Figures, scale: Scale, server: Server) -> None:
     for _, way in track(
         list(itertools.product(range(scale.large_rounds), WAYS)), "a large result"
     ):
-        cpu, wall = _run(way, 1, [1, 1], server.dsn, sql)
+        cpu, wall = run(way, 1, [1, 1], server.dsn, sql)
         figures.add("large", f"{scale.megabytes} MB", way, wall)
         figures.add("large", f"{scale.megabytes} MB, CPU", way, cpu)
-
-
-def measure_connections(figures: Figures, scale: Scale, server: Server) -> None:
-    """Connect and close, one after another, at each place that has a price of its own."""
-    stretches = [scale.connections // 5, scale.connections]
-    runs = itertools.product(
-        range(scale.connections_rounds), _places(server).items(), WAYS
-    )
-    for _, (place, dsn), way in track(list(runs), "connecting"):
-        cpu, _ = _run(way, 1, stretches, dsn, connecting=True)
-        figures.add("connections", place, way, cpu * 1e6)
-
-
-def _places(server: Server) -> dict[str, str]:
-    """Return connection strings, by what the connections go through."""
-    port = parse_dsn(server.dsn)["port"]
-    return {
-        "unix socket": server.unix_dsn,
-        "127.0.0.1": make_dsn(server.dsn, host="127.0.0.1", port=port),
-        "localhost": make_dsn(server.dsn, host="localhost", port=port),
-    }
 
 
 def measure_instructions(figures: Figures, scale: Scale, server: Server) -> None:
@@ -114,23 +92,22 @@ def measure_instructions(figures: Figures, scale: Scale, server: Server) -> None
         figures.add("instructions", greenlets, way, figure)
 
 
-def _run(
+def run(
     way: str,
     greenlets: int,
     stretches: list[int],
     dsn: str,
     sql: str = "select 1",
     *,
-    connecting: bool = False,
+    program: str | None = None,
 ) -> tuple[float, float]:
-    """Return the CPU seconds and the wall seconds of a query in the last stretch.
+    """Return the CPU seconds and the seconds that a query of the last stretch took.
 
-    With *connecting* it is a connection. The stretches before are a warm-up.
+    Or whatever *program* does instead. The stretches before are a warm-up.
     """
-    file = WAYS[way].connecting_program if connecting else WAYS[way].program
-    program = str(ROOT / "benchmarks" / file)
+    path = str(ROOT / "benchmarks" / (program or WAYS[way].program))
     result = subprocess.run(
-        [sys.executable, program, way, *map(str, [greenlets, *stretches])],
+        [sys.executable, path, way, *map(str, [greenlets, *stretches])],
         env={**WAYS[way].variables(), "DSN": dsn, "SQL": sql},
         stdout=subprocess.PIPE,
         text=True,

@@ -58,6 +58,15 @@ IN_THIS_PROCESS = {
     "asyncpg",
 }
 COPYING = {"gevent", "gevent-pure", "eventlet", "eventlet-pure", "threads"}
+CONNECTING = {
+    "gevent",
+    "gevent-1.0.2",
+    "psycopg3",
+    "eventlet",
+    "eventlet-1.0.2",
+    "threads",
+    "asyncpg",
+}
 SERVED = {"gevent", "gevent-1.0.2", "threads"}
 DJANGO = {
     "django-pool",
@@ -71,7 +80,7 @@ SLEEPING = {"gevent", "gevent-1.0.2"}
 WAYS = {
     "cpu": IN_THIS_PROCESS,
     "rate": IN_THIS_PROCESS,
-    "connections": IN_THIS_PROCESS,
+    "connections": CONNECTING,
     "rows": IN_THIS_PROCESS,
     "large": IN_THIS_PROCESS,
     "copies": COPYING,
