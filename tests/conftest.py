@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(
 # What begins first when tests run in parallel: the builds of uWSGI, for which others
 # wait, and what takes long but sleeps most of the time.
 FIRST = [
-    r"tests/test_uwsgi\.py::(test_overview|test_stress\[gevent-debian\])",
+    r"tests/test_uwsgi\.py::(test_overview|test_concurrent_queries\[gevent-debian\])",
     r"tests/test_contract\.py",
 ]
 

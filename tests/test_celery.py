@@ -98,7 +98,7 @@ def test_two_workers(start, celery_app, active, pool):
 
 
 def test_without_psycogreen(start, celery_app):
-    """Without psycogreen the tasks wait for each other: the test above can fail."""
+    """Without psycogreen the tasks of a gevent worker wait for each other."""
     worker = start("-P", "gevent", "-c", "100")
     worker.await_line(r"w1@\S+ ready")
     begin = time.monotonic()
@@ -119,7 +119,14 @@ def test_time_limit(start, celery_app, active):
     await_(lambda: not active("%a task%"))
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        "prefork",
+        pytest.param("threads", marks=pytest.mark.full),
+        pytest.param("solo", marks=pytest.mark.full),
+    ],
+)
 def test_blocking_pools(start, celery_app, pool):
     """A pool that is not green is left alone, and the log says so once."""
     module = "thread" if pool == "threads" else pool

@@ -177,11 +177,11 @@ def test_examples_are_tested():
         assert stem in tests or generic in tests, name
 
 
+@pytest.mark.full
 def test_first_screen(distributions, tmp_path, libpq):
-    """Three commands, from nothing to a green application, in a new environment.
+    """The README's three commands start a green application in a new environment.
 
-    As somebody does who has read no further than the README's first screen. The
-    wheel is what pip would fetch once it is published.
+    The built wheel stands for the published one.
     """
     wheel, _ = distributions
     readme = ROOT / "README.rst"

@@ -137,11 +137,14 @@ def test_psycopg2_pool_raises(python, framework):
     output = python(
         GREEN[framework]
         + "from psycopg2.pool import PoolError, ThreadedConnectionPool\n"
+        "import threading\n"
         "pool = ThreadedConnectionPool(2, 2, DSN)\n"
+        "refused = threading.Event()\n"
         "def query(n):\n"
         "    try: conn = pool.getconn()\n"
-        "    except PoolError as ex: return str(ex)\n"
-        "    conn.cursor().execute('select pg_sleep(0.3)')\n"
+        "    except PoolError as ex: refused.set(); return str(ex)\n"
+        "    conn.cursor().execute('select pg_sleep(0.01)')\n"
+        "    assert refused.wait(60)\n"
         "    pool.putconn(conn)\n"
         "print(*run_all(query, range(3)), sep=', ')"
     )

@@ -33,7 +33,9 @@ OWN_ENGINES = ["greenlet", "ugreen"]
 APP = "--module=uwsgi_app"
 
 other_pythons = [pytest.param(each, marks=pytest.mark.full) for each in OTHER_PYTHONS]
+debian_in_full = pytest.param("debian", marks=pytest.mark.full)
 each_build = pytest.mark.parametrize("build", ["pypi", "debian"])
+each_build_in_full = pytest.mark.parametrize("build", ["pypi", debian_in_full])
 each_engine = pytest.mark.parametrize("engine", ENGINES)
 each_own_engine = pytest.mark.parametrize("engine", OWN_ENGINES)
 
@@ -87,7 +89,7 @@ def test_concurrent_queries(serve_uwsgi, build, engine):
         assert_alive(server)
 
 
-@each_build
+@each_build_in_full
 @each_engine
 def test_stress(serve_uwsgi, stress, build, engine):
     """Each of many requests, 60 at once, gets its own answer; the worker lives on."""
@@ -103,7 +105,7 @@ def test_stress_on_other_pythons(serve_uwsgi, stress, build, engine):
         stress(server, "plain")
 
 
-@each_build
+@each_build_in_full
 @each_own_engine
 def test_explicit_stress(serve_uwsgi, stress, build, engine):
     """Explicit waits for asynchronous connections give each request its own answer."""
@@ -111,7 +113,7 @@ def test_explicit_stress(serve_uwsgi, stress, build, engine):
         stress(server, "explicit")
 
 
-@pytest.mark.parametrize("build", ["pypi", "debian", *other_pythons])
+@pytest.mark.parametrize("build", ["pypi", debian_in_full, *other_pythons])
 @each_own_engine
 def test_mixed_stress(serve_uwsgi, stress, build, engine):
     """Requests in all states that a switch has to keep apart.

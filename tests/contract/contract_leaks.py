@@ -14,7 +14,6 @@ from psycogreen._wait.epoll import EpollSet
 from psycogreen._wait.twin import Entry, entries
 
 GREENLETS = 50
-WAITS = 200_000
 
 
 class Answered:
@@ -70,8 +69,8 @@ def leaked(work):
     return max(after - former for after, former in zip(counts(), before, strict=True))
 
 
-def test_answers(green):
-    """Many waits that are answered leave no object behind."""
+def answered_waits_leak_nothing(green, waits):
+    """Wait so often for connections that are answered, and count what is left."""
 
     def wait_often(conn, times):
         for _ in range(times):
@@ -80,7 +79,7 @@ def test_answers(green):
     def work():
         conns = [Answered() for _ in range(GREENLETS)]
         for task in [
-            green.spawn(wait_often, conn, WAITS // GREENLETS) for conn in conns
+            green.spawn(wait_often, conn, waits // GREENLETS) for conn in conns
         ]:
             green.wait(task)
         for conn in conns:
@@ -89,8 +88,19 @@ def test_answers(green):
 
     before = psycogreen.status().waits
     assert leaked(work) < 100
-    assert psycogreen.status().waits - before >= 2 * WAITS
+    assert psycogreen.status().waits - before >= 2 * waits
     assert psycogreen.status().waiting == 0
+
+
+def test_answers(green):
+    """Many waits that are answered leave no object behind."""
+    answered_waits_leak_nothing(green, 100_000)
+
+
+@pytest.mark.full
+def test_a_million_answers(green):
+    """A million waits that are answered leave no object behind."""
+    answered_waits_leak_nothing(green, 1_000_000)
 
 
 def test_errors(green):
