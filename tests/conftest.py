@@ -30,8 +30,8 @@ ROOT = TESTS.parent
 # The tests marked ``full`` that this run leaves out, by name.
 LEFT_OUT = pytest.StashKey[list[str]]()
 
-# Set where everything that tests need is expected to be installed, as in CI: then a
-# test fails that is skipped because something is missing.
+# Set this variable where everything that the tests need must be installed, as in CI: a
+# test that would be skipped because something is missing then fails.
 EXPECT_ALL = "PSYCOGREEN_TEST_EXPECT_ALL"
 MISSING = re.compile(r"install|there is no |built without|could not import")
 
@@ -60,8 +60,8 @@ def pytest_collection_modifyitems(
         items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
-# What begins first when tests run in parallel: the builds of uWSGI, for which others
-# wait, and what takes long but sleeps most of the time.
+# The tests that start first in a parallel run: those that build uWSGI, which others wait
+# for, and those that take long but sleep most of the time.
 FIRST = [
     r"tests/test_uwsgi\.py::(test_overview|test_concurrent_queries\[gevent-debian\])",
     r"tests/test_contract\.py",
@@ -78,7 +78,7 @@ def _place(item: pytest.Item) -> int:
 def pytest_runtest_makereport() -> Generator[
     None, pytest.TestReport, pytest.TestReport
 ]:
-    """Turn a skip into a failure where what is missing is expected."""
+    """Turn a skip into a failure if the missing program is expected."""
     report = yield
     if EXPECT_ALL in os.environ:
         reasons = [report.longrepr[-1]] if report.skipped else []
@@ -95,7 +95,7 @@ def pytest_runtest_makereport() -> Generator[
 # skipped, with the reasons.
 SKIPPED_CASES = "skipped cases"
 
-# What pytest's summary calls such a test if the other cases passed.
+# The word in pytest's summary for such a test if the other cases passed.
 PARTIAL = "passed in part"
 
 
@@ -113,7 +113,7 @@ def pytest_report_teststatus(
     return None
 
 
-# Tests that share what takes long to prepare: they run in one process.
+# Tests that share an expensive fixture: they run in one process.
 TOGETHER = re.compile(
     r"tests/("
     r"test_contract\.py::test_contract\[\w+-\w+"
@@ -139,14 +139,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tell the process that sums up what this one has left out."""
+    """Report the tests that this process has left out to the main process."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, [])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """Take in what a worker of pytest-xdist has left out: all leave out the same."""
+    """Store the tests that a worker of pytest-xdist has left out: all leave out the same."""
     if left_out := getattr(node, "workeroutput", {}).get("left_out"):
         node.config.stash[LEFT_OUT] = left_out
 
@@ -169,7 +169,7 @@ def pytest_terminal_summary(
             terminalreporter.line(f"{name} ({cases})" if cases > 1 else name)
 
 
-# Who is asked for a password.
+# The server asks this role for a password.
 HBA = ["host all with_password 127.0.0.1/32 scram-sha-256"]
 
 
@@ -197,7 +197,7 @@ def dsn(server: Server) -> str:
 
 @pytest.fixture
 def libpq(server: Server) -> dict[str, str]:
-    """What lets libpq find the server by itself, as examples expect."""
+    """The environment variables by which libpq finds the server, as the examples expect."""
     return {"PGHOST": server.host, "PGPORT": str(server.port), "PGUSER": "postgres"}
 
 

@@ -6,7 +6,7 @@ import socket
 
 
 def exchange(address, *parts, timeout=30):
-    """Send the parts of a request, return all that the server answers.
+    """Send the parts of a request, return everything that the server answers.
 
     Between two parts it waits for an answer. After the last one it sends
     nothing more, and says so: a server that would keep the connection closes it.

@@ -1,4 +1,4 @@
-"""Whether jobs went on side by side."""
+"""Assertions that jobs ran concurrently."""
 
 import re
 
@@ -6,8 +6,8 @@ import re
 def assert_at_once(results, one_by_one):
     """Assert that requests took less than half of *one_by_one*.
 
-    That is how long they take one after the other, in seconds. Side by side they take
-    a small part of it; the rest is for a machine that has other things to do.
+    *one_by_one* is how many seconds they take one after the other. Concurrently they take
+    a small part of that; the margin is for a busy machine.
     """
     assert max(result.end for result in results) < one_by_one / 2
 

@@ -1,4 +1,4 @@
-"""A storm: everything at once that has ended the waits of a loop before.
+"""A storm: all events that have ended the waits of a loop before, at the same time.
 
 Usage: storm.py BACKEND SECONDS
 

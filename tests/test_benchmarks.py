@@ -1,4 +1,4 @@
-"""The benchmarks run, and what the documentation shows of them is what was measured."""
+"""The benchmarks run, and the documentation shows the recorded results."""
 
 import json
 import os
@@ -125,7 +125,7 @@ def quick(tmp_path_factory):
 
 @pytest.mark.full
 def test_results(quick):
-    """Everything is measured, for every way, and written with where that was."""
+    """A run writes the figures of every measure and way, and the environment."""
     results = json.loads((quick / "results.json").read_text())
     assert {"date", "processor", "Python", "PostgreSQL", "gevent"} <= set(
         results["environment"]
@@ -142,7 +142,7 @@ def test_results(quick):
 
 @pytest.mark.full
 def test_picture(quick):
-    """There is a picture, and it names what it compares."""
+    """The picture names the ways that it compares."""
     picture = (quick / "benchmarks.svg").read_text()
     assert ElementTree.fromstring(picture).tag.endswith("svg")
     # The letters are drawn; a comment tells each text.

@@ -1,4 +1,4 @@
-"""psycogreen in Celery's real workers, with a real Redis between them."""
+"""psycogreen in real Celery workers, with a real Redis server."""
 
 import contextlib
 import gc
@@ -71,15 +71,15 @@ def green(pool):
 def succeeded(worker):
     """Return how many tasks a worker has done.
 
-    Its log tells. Who waits with ``result.get()`` may have to wait a minute for what
-    is there: Celery's own client, which misses Redis's message now and then.
+    The worker's log shows it. ``result.get()`` may take a minute: sometimes Celery's
+    client misses Redis's message.
     """
     return len(worker.matches("Task .* succeeded"))
 
 
 @pytest.mark.parametrize("pool", ["gevent", "eventlet"])
 def test_two_workers(start, celery_app, active, pool):
-    """200 tasks that each wait 0.2 s: all results right, many at once in each worker."""
+    """Two green workers run 200 tasks that wait 0.2 s each, many at the same time."""
     workers = [start(*green(pool), name=f"w{n}") for n in range(2)]
     for worker in workers:
         worker.await_line(r"w\d@\S+ ready")
@@ -109,7 +109,7 @@ def test_without_psycogreen(start, celery_app):
 
 
 def test_time_limit(start, celery_app, active):
-    """A task whose time is up is interrupted, and its query ended on the server."""
+    """A task that reaches its time limit is interrupted, and its query cancelled."""
     worker = start(*green("gevent"), app="celery_slow")
     worker.await_line(r"w1@\S+ ready")
     celery_app.app.send_task("celery_slow.sleep_long", time_limit=1)
@@ -128,7 +128,7 @@ def test_time_limit(start, celery_app, active):
     ],
 )
 def test_blocking_pools(start, celery_app, pool):
-    """A pool that is not green is left alone, and the log says so once."""
+    """With a pool that is not green psycopg2 blocks, and the log says so once."""
     module = "thread" if pool == "threads" else pool
     worker = start("-P", pool, "-c", "2", "-I", "psycogreen.integrations.celery")
     worker.await_line(r"w1@\S+ ready")
@@ -143,14 +143,14 @@ def test_blocking_pools(start, celery_app, pool):
 
 
 def test_pool_from_the_configuration(start):
-    """A pool that only the configuration names comes too late for Celery's patch."""
+    """A pool that only the configuration names causes a warning: it is not patched."""
     worker = start(app="celery_configured")
     worker.await_line(INSTALLED)
     worker.await_line(r"WARNING.*gevent has not monkey-patched .*\(-P gevent\)")
 
 
 def test_conflict(start):
-    """A worker whose callback is somebody else's does not start, and says why."""
+    """A worker with another wait callback does not start, and gives the reason."""
     worker = start(
         "-P", "gevent", "-I", "foreign_callback,psycogreen.integrations.celery"
     )

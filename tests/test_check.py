@@ -1,4 +1,4 @@
-"""``python -m psycogreen``: what it finds, and what it says of it."""
+"""``python -m psycogreen``: its verdicts and its output."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def named_dsn(dsn):
 
 @pytest.fixture
 def check_app(command, named_dsn, tmp_path):
-    """Check what a module that is written for it leaves installed; return the JSON."""
+    """Check a module with the given code by ``check --app``; return the JSON."""
 
     def check_app(code, dsn=named_dsn, *arguments, **env):
         (tmp_path / "patching.py").write_text(code)
@@ -72,13 +72,13 @@ def check_app(command, named_dsn, tmp_path):
 
 
 def causes(report):
-    """Return what the problems are, without what is said of them."""
+    """Return the titles of the problems."""
     return [problem.partition(":")[0] for problem in report["problems"]]
 
 
 @pytest.mark.parametrize("framework", ["gevent", "eventlet"])
 def test_cooperative(command, named_dsn, framework):
-    """A process patched as it should be is cooperative; the figures show why."""
+    """A correctly patched process is cooperative, and the figures show it."""
     result = command("check", named_dsn, f"--framework={framework}", *QUICK)
     assert result.returncode == 0, result.stderr
     first, *rows = result.stdout.splitlines()
@@ -105,7 +105,7 @@ def test_embedded(command):
 
 
 def test_application_that_patches(check_app):
-    """An application's own patching is checked instead of the command's."""
+    """With --app, the application's own patch is checked."""
     report = check_app(EVENTLET + PSYCOGREEN.format(""))
     assert report["verdict"] == "cooperative"
     assert report["status"]["framework"] == "eventlet"
@@ -116,7 +116,7 @@ def test_application_that_patches(check_app):
     [("gevent", "gevent.monkey.patch_all()"), ("eventlet", "eventlet.monkey_patch()")],
 )
 def test_monkey_patch_missing(check_app, framework, call):
-    """The callback alone is not enough, though queries overlap with it."""
+    """Without a monkey patch the verdict is BLOCKING, although queries overlap."""
     report = check_app(PSYCOGREEN.format(repr(framework)))
     assert causes(report) == ["monkey patch missing"]
     assert call in report["problems"][0]
@@ -131,7 +131,7 @@ def test_monkey_patch_of_some_modules(check_app):
 
 
 def test_monkey_patch_of_another(check_app):
-    """One library's callback in a process that another one has patched."""
+    """Eventlet's callback in a process that gevent has patched is a problem."""
     report = check_app(GEVENT + PSYCOGREEN.format("'eventlet'"))
     assert causes(report) == ["monkey patch missing"]
     assert "gevent has patched this process instead" in report["problems"][0]
@@ -139,7 +139,7 @@ def test_monkey_patch_of_another(check_app):
 
 @pytest.mark.parametrize("patch", [GEVENT, EVENTLET])
 def test_callback_missing(check_app, patch):
-    """The monkey patch alone does not reach psycopg2: one query after the other."""
+    """With a monkey patch but no callback the queries run one after the other."""
     report = check_app(patch)
     assert causes(report)[0] == "wait callback missing"
     assert report["wall_time"] >= 2
@@ -147,14 +147,14 @@ def test_callback_missing(check_app, patch):
 
 
 def test_nothing_patched(check_app):
-    """A process with neither patch is told of both."""
+    """In a process with neither patch, both problems are reported."""
     report = check_app("")
     assert causes(report) == ["wait callback missing", "monkey patch missing"]
     assert report["wall_time"] is None
 
 
 def test_callback_that_blocks(check_app):
-    """Somebody else's callback that blocks is found out and named."""
+    """A callback of another library that blocks is reported by name."""
     report = check_app(
         GEVENT + "import psycopg2.extensions, psycopg2.extras\n"
         "import select; select.select = monkey.get_original('select', 'select')\n"
@@ -167,7 +167,7 @@ def test_callback_that_blocks(check_app):
 
 @pytest.mark.parametrize("framework", ["gevent", "eventlet"])
 def test_name_resolution_by_libpq(check_app, dsn, framework):
-    """Without resolve_hosts a name stops the loop; an address has nothing to resolve."""
+    """Without resolve_hosts a host name stops the loop, and an address does not."""
     patch = {"gevent": GEVENT, "eventlet": EVENTLET}[framework]
     code = patch + PSYCOGREEN.format("resolve_hosts=False")
     report = check_app(code)
@@ -179,7 +179,7 @@ def test_name_resolution_by_libpq(check_app, dsn, framework):
 
 
 def test_resolver_that_blocks(check_app):
-    """A resolver that gevent was told to use may stop the loop."""
+    """Gevent's blocking resolver is reported."""
     report = check_app(GEVENT + PSYCOGREEN.format(""), GEVENT_RESOLVER="block")
     assert causes(report) == ["name resolution blocks"]
     assert "GEVENT_RESOLVER" in report["problems"][0]
@@ -193,14 +193,14 @@ REMEDIES = {
 
 @pytest.mark.parametrize("remedy", REMEDIES)
 def test_remedy_for_the_name_resolution(check_app, remedy):
-    """The remedy goes by what is installed."""
+    """The remedy for name resolution depends on the installed callback."""
     [problem] = check_app(REMEDIES[remedy])["problems"]
     assert problem.startswith("name resolution blocks: libpq looks up")
     assert remedy in problem
 
 
 def test_service_file(check_app, server, tmp_path):
-    """Names from a service file are libpq's to look up, whatever is installed."""
+    """A name from a service file, which libpq looks up, is reported."""
     (tmp_path / "services").write_text(
         f"[here]\nhost=localhost\nport={server.port}\nuser=postgres\ndbname=postgres\n"
     )
@@ -222,7 +222,7 @@ _socket.getaddrinfo = slow
 
 
 def test_stall_while_connecting(check_app):
-    """A stall while connecting is not blamed on the callback."""
+    """A stall while connecting is not reported as a stall of the callback."""
     code = (
         "from gevent import monkey\n" + SLOW_RESOLVER + GEVENT + PSYCOGREEN.format("")
     )
@@ -246,7 +246,7 @@ psycopg2._connect = slow
 
 
 def test_stall_of_libpq_while_connecting(check_app):
-    """What libpq does by itself, such as asking Kerberos, is remarked upon."""
+    """A stall of libpq while connecting, such as by Kerberos, is a remark."""
     report = check_app(GEVENT + SLOW_LIBPQ + PSYCOGREEN.format(""))
     assert report["verdict"] == "cooperative"
     [remark] = report["remarks"]
@@ -287,7 +287,7 @@ WORKERS = {
 
 @pytest.mark.parametrize("worker", WORKERS)
 def test_in_a_worker(dsn, worker):
-    """In a request of a running worker the same check says what is wrong there."""
+    """The check inside a request of a worker reports the problems of the worker."""
     options, app, expected = WORKERS[worker]
     with gunicorn(app, *options, env={"DSN": dsn}) as server:
         report = json.loads(request(f"{server.url}/check").body)
@@ -347,7 +347,7 @@ UNCHECKED = {
 
 @pytest.mark.parametrize("case", UNCHECKED)
 def test_cannot_check(command, tmp_path, case):
-    """What cannot be checked is told in one line, with an exit status of its own."""
+    """If the check is impossible, one line gives the reason, and the status is 2."""
     arguments, expected = UNCHECKED[case]
     (tmp_path / "exiting.py").write_text("raise SystemExit('no configuration')")
     result = command("check", *arguments, PSYCOGREEN_POSTGRES="none")
@@ -370,7 +370,7 @@ while True:
 
 
 def test_application_that_serves(tmp_path):
-    """The import of a module that does not end is given up, with a hint."""
+    """The import of --app's module has a time limit, whose error has a hint."""
     (tmp_path / "serving.py").write_text(SERVING)
     code = (
         "import sys; from psycogreen._check import command; command._APP_LIMIT = 2\n"
@@ -401,7 +401,7 @@ def silent():
 
 @pytest.mark.parametrize("limit", ["", "3"])
 def test_silent_server(command, silent, limit):
-    """A server that does not answer is given up, soon or when the user says so."""
+    """A database that does not answer fails after 10 seconds or connect_timeout."""
     begin = time.monotonic()
     env = {"PGCONNECT_TIMEOUT": limit} if limit else {}
     result = command("check", silent, **env)
@@ -413,7 +413,7 @@ def test_silent_server(command, silent, limit):
 
 
 def test_ctrl_c(silent):
-    """Ctrl-C ends it at once, without a traceback."""
+    """Ctrl-C ends the check immediately, without a traceback."""
     command = [sys.executable, "-P", "-m", "psycogreen", "check", silent]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         first = process.stderr.readline()
@@ -425,7 +425,7 @@ def test_ctrl_c(silent):
 
 
 def test_password_in_a_wrong_connection_string(command):
-    """What libpq cites of a connection string may be a password: it is left out."""
+    """The error for an invalid connection string quotes no part of a password."""
     result = command("check", "postgres://a:5432/secret@b/d")
     assert result.returncode == 2
     assert "invalid connection string: " in result.stderr
@@ -442,7 +442,7 @@ def test_password_in_a_wrong_connection_string(command):
     ],
 )
 def test_wrong_numbers(command, option, value):
-    """Numbers that make no sense are refused, and shown."""
+    """Invalid numbers of options are refused, and shown."""
     result = command("check", f"{option}={value}")
     assert result.returncode == 2
     assert f"argument {option}: invalid positive" in result.stderr
@@ -463,7 +463,7 @@ def test_unquoted_words(command, dsn):
 
 
 def test_plain_steps(command, dsn):
-    """Where there is no terminal, each step is a line, and nothing is coloured."""
+    """Without a terminal each step is a line, and nothing is coloured."""
     result = command("check", dsn, *QUICK)
     assert result.stderr.splitlines() == [
         "psycogreen: opening 2 connections",
@@ -496,7 +496,7 @@ def on_terminal(*arguments, **env):
 
 
 def test_progress_on_a_terminal(dsn):
-    """On a terminal each step takes the last one's place, and the verdict is green."""
+    """On a terminal each step replaces the last one, and the verdict is green."""
     output = on_terminal("check", dsn, *QUICK)
     assert "\r\x1b[Krunning 2 concurrent queries of 1 s ...\r\x1b[K" in output
     assert "\r\x1b[K\x1b[1;32mcooperative\x1b[0m: " in output
@@ -508,7 +508,7 @@ def test_no_colour(dsn):
 
 
 def test_overview(command):
-    """Without a command, the versions found are printed, with what is installed."""
+    """Without a command, the installed versions and the callback are printed."""
     result = command()
     assert result.returncode == 0, result.stderr
     rows = dict(line.split(None, 1) for line in result.stdout.splitlines())
@@ -522,7 +522,7 @@ def test_overview(command):
 
 
 def test_overview_of_what_is_missing(command, tmp_path):
-    """What is not there is said not to be found."""
+    """The overview says "not found" for missing programs."""
     result = command(PATH=str(tmp_path))
     assert re.search(r"^uWSGI +not found$", result.stdout, re.MULTILINE)
 
@@ -547,7 +547,7 @@ def test_overview_of_a_uwsgi(command, tmp_path, program, shown):
 
 
 def test_reader_that_has_read_enough(dsn):
-    """Behind ``| head -1`` there is no traceback, and the status is the verdict's."""
+    """With ``| head -1`` there is no traceback, and the exit status is the verdict's."""
     for arguments, expected in ((), 0), (("check", dsn, "--app=os", *QUICK), 1):
         reader, writer = os.pipe()
         os.close(reader)
@@ -564,7 +564,7 @@ def test_reader_that_has_read_enough(dsn):
 
 
 def test_without_psycopg2(tmp_path):
-    """Without psycopg2 there is nothing to check: its status, and no traceback."""
+    """Without psycopg2 the exit status is 2, and there is no traceback."""
     (tmp_path / "psycopg2.py").write_text("raise ModuleNotFoundError(name='psycopg2')")
     result = subprocess.run(
         [sys.executable, "-P", "-m", "psycogreen", "check"],
@@ -580,7 +580,7 @@ def test_without_psycopg2(tmp_path):
 
 
 def test_default_database(command, server):
-    """Without a connection string the server that was found is named."""
+    """Without a connection string the report names the server that libpq found."""
     found = {"PGHOST": server.host, "PGPORT": str(server.port), "PGUSER": "postgres"}
     result = command("check", *QUICK, **found)
     assert result.returncode == 0, result.stderr
@@ -598,7 +598,7 @@ def test_default_database(command, server):
     ],
 )
 def test_hint(command, dsn, hint):
-    """What is often taken for a connection string gets a hint."""
+    """A common mistake in the connection string gets a hint."""
     result = command("check", dsn)
     assert result.returncode == 2
     assert hint in result.stderr
@@ -606,14 +606,14 @@ def test_hint(command, dsn, hint):
 
 
 def test_blocking_though_queries_overlap(command, dsn, tmp_path):
-    """The headline does not tell of a time that speaks against the verdict."""
+    """The first line omits the time of the queries if it contradicts the verdict."""
     (tmp_path / "patching.py").write_text(PSYCOGREEN.format("'gevent'"))
     result = command("check", dsn, "--app=patching", *QUICK)
     assert result.stdout.splitlines()[0] == "BLOCKING: monkey patch missing"
 
 
 def test_codes(check_app):
-    """For programs each finding has a code, a cause and a remedy."""
+    """In the JSON each finding has a code, a cause and a remedy."""
     [first, *_] = check_app(GEVENT)["findings"]
     assert first == {
         "code": "wait-callback-missing",
@@ -624,5 +624,5 @@ def test_codes(check_app):
 
 
 def test_version(command):
-    """--version prints the version alone."""
+    """--version prints only the version."""
     assert command("--version").stdout == f"psycogreen {psycogreen.__version__}\n"

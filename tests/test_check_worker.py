@@ -31,7 +31,7 @@ def start(server):
     """Start ``check`` with a server's command, in a process of its own."""
     env = environment(server)
     env["PYTHONPATH"] += f":{TESTS / 'apps'}"
-    # Of a broker that is not there: no worker is to ask it for tasks.
+    # There is no such broker: no worker must ask it for tasks.
     env["REDIS_URL"] = "redis://127.0.0.1:1"
 
     def start(*command, options=(server.dsn, *QUICK), **more):
@@ -169,7 +169,7 @@ def assert_verdict(found, expected, dsn):
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_verdict(check, dsn, name):
-    """A worker of gunicorn's or Celery's is judged by queries made in it."""
+    """The verdict on a worker of gunicorn or Celery comes from queries in it."""
     expected = SERVERS[name]
     found = check(*expected.command, options=(dsn, "--json", *QUICK))
     report = assert_verdict(found, expected, dsn)
@@ -178,7 +178,7 @@ def test_verdict(check, dsn, name):
 
 @pytest.mark.parametrize("name", UWSGI_ENGINES)
 def test_verdict_on_uwsgi(check, find_uwsgi, dsn, name):
-    """A uWSGI worker is judged by queries, or by what is installed for its engine."""
+    """The verdict on a uWSGI worker comes from queries, or from its callback."""
     expected = UWSGI_ENGINES[name]
     command = (*find_uwsgi("pypi").command(None), *UWSGI, *expected.command)
     # Without psycogreen's integration gevent crashes in uWSGI on Python 3.15.
@@ -189,7 +189,7 @@ def test_verdict_on_uwsgi(check, find_uwsgi, dsn, name):
 
 
 def test_in_words(check, dsn):
-    """The first line has the verdict, the last ones cause and remedy."""
+    """The first line of the text has the verdict, the last lines cause and remedy."""
     status, output, errors = check(*GUNICORN, "-k", "gevent")
     assert status == 1
     first, worker, *_ = output.splitlines()
@@ -208,7 +208,7 @@ def test_in_words(check, dsn):
 
 
 def test_server_that_ends(check, tmp_path):
-    """A server that does not come up is told of, with the last lines of its log."""
+    """If the server does not start, the last lines of its log are shown."""
     status, output, errors = check("gunicorn", "-b", "127.0.0.1:0", "no_such_app:app")
     assert (status, output) == (2, "")
     assert "cannot check: the server exited, or became a daemon, before" in errors
@@ -216,7 +216,7 @@ def test_server_that_ends(check, tmp_path):
 
 
 def test_database_that_is_not_there(check):
-    """What fails in the worker is told by the command."""
+    """An error of the check in the worker is shown by the command."""
     options = ("host=127.0.0.1 port=1", *QUICK)
     status, output, errors = check(
         *GUNICORN, "-k", "gevent", *GUNICORN_PLUGIN, options=options
@@ -236,7 +236,7 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_arguments(check, case):
-    """What cannot be started is told in one line."""
+    """Wrong arguments are refused in one line."""
     command, options, expected = WRONG[case]
     status, output, errors = check(*command, options=options)
     assert (status, output) == (2, "")
@@ -260,7 +260,7 @@ def processes_with(value):
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 @pytest.mark.parametrize("sig", [None, signal.SIGINT, signal.SIGTERM])
 def test_nothing_is_left(start, dsn, tmp_path, sig):
-    """The server ends with the check, however that ends."""
+    """The server ends with the check, also if a signal ends the check."""
     mark = f"PSYCOGREEN_TEST_MARK={tmp_path}".encode()
     seconds = "1" if sig is None else "10"
     command = (*GUNICORN, "-k", "gevent", "-w", "2", *GUNICORN_PLUGIN)

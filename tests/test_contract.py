@@ -1,7 +1,7 @@
-"""One contract, kept by every wait callback.
+"""One contract for every wait callback.
 
-The suite is in contract/. It runs in a process that is monkey-patched, one for each
-backend, which tells what becomes of each test as it goes. Here each is a test again.
+The suite is in contract/. For each backend it runs in a monkey-patched process, which
+reports the result of each test as it finishes. Here each of them is a test.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def suite(request):
 
 @pytest.mark.parametrize(("backend", "test"), CASES)
 def test_contract(suite, backend, test, record_property):
-    """The test passes in a process that is monkey-patched."""
+    """The contract test passes in a process that the backend has monkey-patched."""
     if not is_able(backend):
         pytest.skip("eventlet's asyncio hub before 0.41 supports no thread and no fork")
     cases = suite(backend).wait(test)

@@ -1,4 +1,4 @@
-"""The files for systemd and docker: what they run, and how it stops."""
+"""The example files for systemd and docker: the command that they run, and its stop."""
 
 import configparser
 import json
@@ -52,7 +52,7 @@ def serve(arguments, dsn, *more):
 
 @each
 def test_health(arguments, dsn):
-    """The worker is alive and ready; without PostgreSQL it is alive and not ready."""
+    """A worker is alive and ready; without PostgreSQL it is alive and not ready."""
     with serve(arguments, dsn) as server:
         assert request(f"{server.url}/live").body == "alive\n"
         assert request(f"{server.url}/ready").body == "ready\n"
@@ -63,7 +63,7 @@ def test_health(arguments, dsn):
 
 @each
 def test_graceful_stop(arguments, dsn, active):
-    """A query in flight when SIGTERM comes is waited for, and its request answered."""
+    """At SIGTERM the worker finishes a running query, and answers its request."""
     with serve(arguments, dsn) as server:
         answers = []
         client = threading.Thread(

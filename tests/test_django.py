@@ -1,4 +1,4 @@
-"""The backend for Django: what it borrows, gives back, refuses and leaves alone."""
+"""The backend for Django, and its pool."""
 
 import textwrap
 
@@ -75,7 +75,7 @@ def run(python):
 
 @each_process
 def test_sharing(run, process):
-    """Threads borrow a connection each, wait for one, and give it back on close()."""
+    """Each thread borrows a connection, waits for a free one, and close() returns it."""
     run(
         process,
         'setup({"default": database({"min_size": 0, "max_size": 2})})'
@@ -126,7 +126,7 @@ def test_never_closed(run, process):
 
 @each_process
 def test_exhausted(run, process):
-    """After *timeout* seconds it is Django's OperationalError, with the figures."""
+    """After the pool's timeout Django's OperationalError is raised, with figures."""
     run(
         process,
         'setup({"default": database({"min_size": 0, "max_size": 1, "timeout": 0.1})})'
@@ -148,7 +148,7 @@ def test_exhausted(run, process):
 
 @each_process
 def test_as_new(run, process):
-    """A request finds what Django sets, whatever the one before it has changed."""
+    """A borrowed connection has Django's settings, whatever its last user changed."""
     run(
         process,
         'options = {"options": "-c statement_timeout=1234"}\n'
@@ -243,7 +243,7 @@ WRONG = {
 
 @pytest.mark.parametrize("pool", WRONG)
 def test_wrong_option(run, pool):
-    """An option that is wrong is Django's ImproperlyConfigured, and says which."""
+    """A wrong option of the pool raises ImproperlyConfigured, which names it."""
     run(
         "native",
         f'setup({{"default": database({pool})}})\n'
@@ -255,7 +255,7 @@ def test_wrong_option(run, pool):
 
 @pytest.mark.parametrize("age", [60, None])
 def test_max_age(run, age):
-    """CONN_MAX_AGE beside a pool is refused."""
+    """CONN_MAX_AGE together with a pool is refused."""
     run(
         "native",
         f'setup({{"default": database(CONN_MAX_AGE={age})}})\n'
@@ -286,7 +286,7 @@ def test_without_a_pool(run, pool):
 
 
 def test_test_databases(run):
-    """The test runner's databases are made, cloned and destroyed, despite the pool."""
+    """Test databases can be made, cloned and destroyed with a pool."""
     run(
         "native",
         'setup({"default": database({"min_size": 1, "max_size": 2})})'
@@ -307,7 +307,7 @@ def test_test_databases(run):
 
 
 def test_fork(run):
-    """A fork has a pool of its own, and leaves its parent's alone."""
+    """A forked child makes its own pool, and does not touch its parent's."""
     run(
         "native",
         'setup({"default": database({"min_size": 0, "max_size": 2})})'
@@ -362,7 +362,7 @@ fake("psycopg.types.string", TextLoader=a)
 
 
 def test_psycopg3_beside(run):
-    """Psycopg 3 beside psycopg2 does not take over."""
+    """If psycopg 3 is installed too, the backend still uses psycopg2."""
     run(
         "native",
         PSYCOPG3
@@ -379,7 +379,7 @@ def test_psycopg3_beside(run):
 
 
 def test_psycopg3_chosen(run):
-    """If Django has chosen psycopg 3 by then, the error names the remedy."""
+    """If Django has already chosen psycopg 3, the error names the remedy."""
     run(
         "native",
         PSYCOPG3
@@ -394,7 +394,7 @@ def test_psycopg3_chosen(run):
 
 
 def test_imported_in_the_settings(run, tmp_path):
-    """The remedy: the settings import it, before django.contrib.postgres is."""
+    """An import in the settings, before django.contrib.postgres, selects psycopg2."""
     (tmp_path / "chosen_settings.py").write_text(
         "import psycogreen.integrations.django\n"
         "INSTALLED_APPS = ['django.contrib.postgres']\n"

@@ -204,7 +204,7 @@ def arguments(scale):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_server_restarts(python, own_server, tmp_path, scale):
-    """Requests succeed again as soon as the server does; none hangs."""
+    """After a restart of the server requests succeed again; none hangs."""
     program = tmp_path / "restart.py"
     program.write_text(COMMON + RESTART)
     env = variables(own_server)
@@ -215,7 +215,7 @@ def test_server_restarts(python, own_server, tmp_path, scale):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_killed(python, own_server, tmp_path, scale):
-    """Requests may be killed at any time: no place is lost, no connection too many."""
+    """Killed requests lose no place of the pool, and leave no extra connection."""
     program = tmp_path / "killed.py"
     program.write_text(COMMON + KILLED)
     python(program, *arguments(scale), **variables(own_server))
@@ -223,7 +223,7 @@ def test_killed(python, own_server, tmp_path, scale):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_exhausted(python, own_server, tmp_path, scale):
-    """Requests that wait too long for a place fail; those that have one are served."""
+    """Requests that wait too long for a connection fail; those that have one succeed."""
     program = tmp_path / "exhausted.py"
     program.write_text(COMMON + EXHAUSTED)
     # Seconds: long enough to open the connections on a busy machine.

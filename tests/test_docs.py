@@ -1,4 +1,4 @@
-"""The code in the README and the documentation does what it says."""
+"""The code in the README and the documentation works."""
 
 import os
 import re
@@ -40,12 +40,12 @@ BLOCKS = [
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python(block, python, libpq):
-    """A block of Python runs, as a program of its own."""
+    """A block of Python code runs as a program."""
     python(block, timeout=25, **libpq)
 
 
 def test_promise(python, libpq):
-    """50 queries that take a second each are all done in far less than 50."""
+    """The README's 50 queries of one second all end."""
     [block] = [
         block
         for block in code_blocks(ROOT / "README.rst", "python")
@@ -77,7 +77,7 @@ def test_odoo(before, python):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_other_languages(path):
-    """What is not Python is for a shell, or said to be plain text."""
+    """A code block's language is python, console or text."""
     text = path.read_text()
     languages = set(re.findall(r"\.\. code-block:: *(\S*)", text))
     assert languages <= {"python", "console", "text"}
@@ -89,7 +89,7 @@ def test_other_languages(path):
 
 @pytest.mark.parametrize("path", PAGES[1:], ids=lambda path: path.name)
 def test_links(path):
-    """A page links to other pages' files, which a code host shows and Sphinx resolves."""
+    """Links to other pages work on a code host and in Sphinx."""
     text = path.read_text()
     assert not re.findall(r":(?:doc|ref|download):`", text)
     for page, label in re.findall(r"<([\w-]+\.rst)(?:#([\w-]+))?>`_", text):
@@ -99,7 +99,7 @@ def test_links(path):
 
 @pytest.mark.parametrize("path", PAGES[1:], ids=lambda path: path.name)
 def test_examples_are_linked(path):
-    """A code host does not show an included file: the page has a link to it."""
+    """A page has a link to each file that it includes."""
     text = path.read_text()
     for name in re.findall(r"literalinclude:: \.\./(\S+)", text):
         assert f"github.com/psycopg/psycogreen/blob/HEAD/{name}\n" in text, name
@@ -107,7 +107,7 @@ def test_examples_are_linked(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_install_lines(path):
-    """What is installed is this version or newer, and no other package's pre-release."""
+    """Install commands ask for this version or newer, and for no other pre-release."""
     for line in re.findall(r"pip install.*psycogreen.*", path.read_text()):
         assert re.search(r"'psycogreen(\[[\w,]+\])?>=2\.0\.0rc1'", line), line
         assert "--pre" not in line
@@ -143,7 +143,7 @@ def is_defined(name):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_to_the_repository(path):
-    """A link to a file of the repository leads to one that exists."""
+    """A link to a file of the repository points to an existing file."""
     for name in re.findall(
         rf"{REPOSITORY}(?:blob/|tree/)?HEAD/([\w./-]+)", path.read_text()
     ):
@@ -151,7 +151,7 @@ def test_links_to_the_repository(path):
 
 
 def test_readme_links_are_absolute():
-    """The README is also read where the repository's other files are not: on PyPI."""
+    """The README's links are absolute, so that they work on PyPI."""
     text = (ROOT / "README.rst").read_text()
     assert "blob/HEAD/docs/index.rst" in text
     targets = re.findall(

@@ -39,7 +39,7 @@ def unix_exchange(path, message):
 
 
 def test_every_socket(serve, tmp_path):
-    """Every bound socket is served: two ports and a Unix socket."""
+    """The worker serves all bound sockets: two ports and a Unix socket."""
     path = str(tmp_path / "socket")
     with serve("http_app:app", "--bind=127.0.0.1:0", f"--bind=unix:{path}") as server:
         [line] = server.await_line(r"Listening at: .*//.*:(\d+),.*//.*:(\d+),unix:")
@@ -49,7 +49,7 @@ def test_every_socket(serve, tmp_path):
 
 
 def test_worker_connections(serve):
-    """The limit holds over all sockets together; who is beyond it waits."""
+    """worker_connections limits the clients of all sockets; further clients wait."""
     options = ("--bind=127.0.0.1:0", "--worker-connections=3")
     with serve("gate_app:app", *options) as server, ThreadPoolExecutor(10) as pool:
         [line] = server.await_line(r"Listening at: .*//.*:(\d+),.*//.*:(\d+) ")
@@ -60,7 +60,7 @@ def test_worker_connections(serve):
 
 
 def test_worker_without_a_slot_leaves_clients_alone(serve):
-    """A worker that serves as many as it may takes none away from the other one."""
+    """A worker at its limit leaves new clients to another worker."""
     options = ("--workers=2", "--worker-connections=1")
     with (
         serve("gate_app:app", *options) as server,
@@ -74,7 +74,7 @@ def test_worker_without_a_slot_leaves_clients_alone(serve):
 
 
 def test_worker_with_a_slot_again(serve):
-    """A worker whose next client another one has taken is ready for a third one."""
+    """A worker serves a third client after another worker has taken its second one."""
     options = ("--workers=2", "--worker-connections=1")
     with serve("gate_app:app", *options) as server, ExitStack() as clients:
         server.await_line("callback installed", count=2)
@@ -90,7 +90,7 @@ def test_worker_with_a_slot_again(serve):
 
 
 def test_streamed_answer(serve):
-    """What the application yields is sent at once, not when it has finished."""
+    """A piece that the application yields is sent immediately."""
     with serve("gate_app:app") as server, closing(connection(server)) as client:
         client.request("GET", "/drip")
         response = client.getresponse()
@@ -105,7 +105,7 @@ def connection(server):
 
 
 def test_slow_upload(serve, tmp_path):
-    """A client may take its time with a body, and does not hold up others."""
+    """A client that sends its body slowly does not delay others."""
     (tmp_path / "impatient_app.py").write_text(
         "import socket\n"
         "socket.setdefaulttimeout(0.1)  # not meant for clients\n"
@@ -134,7 +134,7 @@ def large_file(tmp_path_factory):
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
 def test_file_without_sendfile(serve, large_file, encrypted, certificate, tls):
-    """Without sendfile(2), too, a file takes the worker next to no memory."""
+    """Sending a file without sendfile(2) takes the worker almost no memory."""
     path, digest = large_file
     options = certificate if encrypted else ["--no-sendfile"]
     with serve("http_app:app", *options, FILE=str(path)) as server:
@@ -154,7 +154,7 @@ def test_file_without_sendfile(serve, large_file, encrypted, certificate, tls):
 
 
 def test_large_answer(serve):
-    """A large answer is sent from where it is, not copied piece after piece."""
+    """A large answer is sent without being copied."""
     size = 50_000_000
     with serve("http_app:app") as server:
         exchange(server.address, HELLO)
@@ -165,7 +165,7 @@ def test_large_answer(serve):
 
 
 def test_slow_reader_of_a_file(serve, large_file):
-    """A client that takes its time with a file does not hold up others."""
+    """A client that reads a file slowly does not delay others."""
     path, digest = large_file
     with (
         serve("http_app:app", FILE=str(path)) as server,
@@ -192,7 +192,7 @@ def ssl_context(config, default):
 
 @pytest.mark.parametrize("way", ["options", "handshake on connect", "made before"])
 def test_tls_clients_that_do_not_speak_it(serve, tmp_path, certificate, tls, way):
-    """Who is silent, leaves, or speaks plain HTTP is dropped and disturbs nobody."""
+    """Clients that do not speak TLS are dropped, and others are served."""
     options = [*certificate, "--keep-alive=2", "--worker-connections=2"]
     if way == "handshake on connect":
         options.append("--do-handshake-on-connect")
@@ -267,7 +267,7 @@ def leave_while_it_waits(address):
     ],
 )
 def test_clients_that_leave(serve, large_file, leave):
-    """Clients that leave are forgotten, file descriptors and all."""
+    """Clients that disconnect leave no file descriptor open."""
     path, _ = large_file
     with serve("http_app:app", FILE=str(path)) as server:
         exchange(server.address, HELLO)
@@ -280,7 +280,7 @@ def test_clients_that_leave(serve, large_file, leave):
 
 
 def test_client_that_leaves_during_a_query(serve, active):
-    """The query goes on, as in gunicorn's other workers, and the worker as well."""
+    """If a client disconnects during a query, the query and the worker go on."""
     with serve("flask_app:app") as server:
         with socket.create_connection(server.address) as client:
             client.sendall(b"GET /sleep/1.625 HTTP/1.0\r\n\r\n")

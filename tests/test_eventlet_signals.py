@@ -93,7 +93,7 @@ LONG = ("--keep-alive=300", "--graceful-timeout=300")
 
 
 def test_stop_with_idle_clients(serve):
-    """Connections that are kept alive and carry no request end with the worker."""
+    """Idle keep-alive connections end with the worker."""
     with (
         serve("http_app:app", *LONG) as server,
         kept_alive(server) as one,
@@ -119,7 +119,7 @@ def test_stop_with_idle_tls_clients(serve, certificate, tls):
 
 
 def test_stop_within_a_request(serve):
-    """A request of which a part has come is answered after all."""
+    """A request that has partially arrived when the worker stops is answered."""
     with serve("gate_app:app", *LONG) as server, kept_alive(server) as client:
         client.sendall(KEPT[:10])
         await_(lambda: all_is_read(client))
@@ -168,7 +168,7 @@ def test_graceful_timeout(serve):
 
 
 def test_stop_while_it_boots(serve, tmp_path, monkeypatch):
-    """A worker that is told to stop while it imports the application stops then."""
+    """A worker that gets SIGTERM while it imports the application stops."""
     (tmp_path / "slow_app.py").write_text(
         "import time\n"
         "print('importing', flush=True)\n"
@@ -196,7 +196,7 @@ def test_parent_dies(serve, active):
 
 
 def test_reopen_log(serve, tmp_path):
-    """SIGUSR1 has the worker write on to a new log file, a request in flight or not."""
+    """SIGUSR1 makes the worker reopen its log, also during a request."""
     log, old = tmp_path / "access.log", tmp_path / "old"
     options = (f"--access-logfile={log}",)
     with (
@@ -217,14 +217,14 @@ def test_reopen_log(serve, tmp_path):
 
 
 def test_heartbeat(serve):
-    """A worker that only waits is known to be alive."""
+    """A worker that only waits sends its heartbeat."""
     with serve("http_app:app", "--timeout=3") as server:
         assert request(f"{server.url}/sleep/5").error is None
         assert len(server.matches(BOOTING)) == 1
 
 
 def test_stuck(serve, tmp_path):
-    """A worker that stands still is found out and replaced."""
+    """A worker that stands still is replaced."""
     (tmp_path / "stuck_app.py").write_text(
         "import eventlet.patcher\n"
         "from http_app import app as others\n"
@@ -243,7 +243,7 @@ def test_stuck(serve, tmp_path):
 
 
 def test_max_requests(serve):
-    """A worker leaves after as many requests, and its successor goes on."""
+    """A worker exits after max_requests requests, and a new one serves."""
     with serve("status_app:app", "--max-requests=5") as server:
         seen = []
         while len(set(seen)) < 3:

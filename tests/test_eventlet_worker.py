@@ -1,4 +1,4 @@
-"""The eventlet worker: how it becomes green, and says so."""
+"""The eventlet worker: how it becomes green, and its log."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def pids(server, pattern):
 
 @pytest.mark.parametrize("options", [(), CONF], ids=["worker", "both"])
 def test_installed_once(serve, options):
-    """Each worker installs the callback, once, also those of a reload."""
+    """Each worker installs the callback once, also after a reload."""
     with serve("status_app:app", *options, "--workers=2") as server:
         server.await_line(INSTALLED, count=2)
         server.popen.send_signal(signal.SIGHUP)
@@ -50,7 +50,7 @@ def test_installed_once(serve, options):
 
 
 def test_everything_waits_cooperatively(serve):
-    """Whatever a request waits with, others go on, and nothing is complained of."""
+    """All waits of a request let other requests run, and the log has no warning."""
     with serve("green_app:app") as server:
         answer = request(server.url)
         assert answer.error is None, server.output
@@ -91,7 +91,7 @@ def post_worker_init(worker):
 
 @pytest.mark.parametrize("hub", ["epolls", "poll", "selects", "asyncio"])
 def test_hub_of_the_environment(serve, tmp_path, hub):
-    """EVENTLET_HUB chooses the hub, and 50 queries go on at once on each."""
+    """EVENTLET_HUB selects the hub, and 50 queries run concurrently on it."""
     path = tmp_path / "conf.py"
     path.write_text("inherited = None\n" + CONF_THAT_TELLS_THE_HUB)
     options = ("-c", str(path))
@@ -107,7 +107,7 @@ def test_hub_of_the_environment(serve, tmp_path, hub):
     "made", ["hubs.get_hub()", "None"], ids=["made before the fork", "only chosen"]
 )
 def test_hub_of_the_program(serve, tmp_path, made):
-    """A hub chosen with use_hub() is the kind each worker makes its own of."""
+    """Each worker makes its own hub of the class that use_hub() has selected."""
     path = tmp_path / "conf.py"
     path.write_text(
         f"from eventlet import hubs\nhubs.use_hub('poll')\ninherited = {made}\n"
@@ -120,7 +120,7 @@ def test_hub_of_the_program(serve, tmp_path, made):
 
 
 def test_preload(serve):
-    """A preloaded SQLAlchemy application works; what does not is warned of."""
+    """A preloaded SQLAlchemy application works, and --preload causes a warning."""
     with serve("flask_app:app", "--preload") as server:
         # More than the pool has connections: some wait for one.
         results = requests(70, f"{server.url}/sleep/0.2")
@@ -132,14 +132,14 @@ def test_preload(serve):
 
 
 def test_preload_with_connections(serve):
-    """Connections opened before the fork are warned of."""
+    """Connections that were opened before the fork cause a warning."""
     with serve("preloaded_app:app", "--preload") as server:
         server.await_line(r"\[WARNING\] psycogreen: .* before the fork: 2\. ")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_environ(serve, workers):
-    """The flags of WSGI are truthful."""
+    """wsgi.multithread and wsgi.multiprocess are correct."""
     with serve("http_app:app", f"--workers={workers}") as server:
         told = request(f"{server.url}/told").body
         assert "wsgi.multithread=True\n" in told
@@ -172,7 +172,7 @@ def start_without_eventlet(path, code):
     ids=["missing", "too old"],
 )
 def test_eventlet_missing(tmp_path, code, complaint):
-    """Without eventlet gunicorn ends before it has a worker, and says what to do."""
+    """Without eventlet, gunicorn exits before it starts a worker, with the remedy."""
     result = start_without_eventlet(tmp_path, code)
     assert result.returncode == 1
     remedy = r"psycogreen needs [\d.]+ or newer: pip install 'eventlet>=[\d.]+'"
@@ -182,7 +182,7 @@ def test_eventlet_missing(tmp_path, code, complaint):
 
 
 def test_conflict(serve, tmp_path):
-    """A worker whose callback is somebody else's does not boot, and says why."""
+    """A worker with another wait callback does not boot, and gives the reason."""
     path = tmp_path / "conf.py"
     path.write_text(
         "import psycopg2.extras\n"

@@ -1,4 +1,4 @@
-"""Every example runs: an example that nobody runs rots."""
+"""Every example runs."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from psycogreen._check.postgres import postgres
 
 @pytest.mark.parametrize("framework", ["gevent", "eventlet"])
 def test_server(framework, dsn, examples):
-    """A server of one's own, which calls patch_psycopg() itself, is green."""
+    """The example of a server that calls patch_psycopg() itself is green."""
     program = str(examples / f"{framework}_server.py")
     env = {"DSN": dsn, "PORT": "0", "PYTHONPATH": str(examples)}
     with HttpServer(sys.executable, "-P", program, env=env) as server:
@@ -33,7 +33,7 @@ def test_server(framework, dsn, examples):
 
 
 def test_libpq_environment(server, libpq):
-    """Without DSN libpq's own environment counts; whole seconds need no point."""
+    """Without DSN the example uses libpq's environment; whole seconds need no point."""
     env = {"DSN": "", **libpq}
     with gunicorn("flask_app:app", "-k", "gevent", env=env) as worker:
         answer = request(f"{worker.url}/sleep/0")
@@ -41,7 +41,7 @@ def test_libpq_environment(server, libpq):
 
 
 def test_copy(dsn):
-    """Requests load rows by COPY, and keep and serve files, in a green worker."""
+    """The COPY example loads rows, and stores and serves files, in a green worker."""
     options = ("-k", "gevent", "-c", "python:psycogreen.integrations.gunicorn_conf")
     rows = "".join(f"{n},name {n}\n" for n in range(100_000)).encode()
     file = bytes(range(256)) * 10_000
@@ -99,7 +99,7 @@ def test_no_variable_is_required(examples):
 
 @pytest.mark.full
 def test_demo(python, tmp_path, monkeypatch):
-    """The demo shows a worker that stands still, and one that does not."""
+    """The demo shows the blocking worker and the green ones."""
     monkeypatch.chdir(tmp_path)
     output = python(ROOT / "demo", COLUMNS="200")
     rows = re.findall(r"│ (without psycogreen|with .*?) +│ +(\d+) of (\d+)", output)

@@ -4,5 +4,5 @@ from overlap import assert_overlap
 
 
 def test_overlap(python, examples):
-    """While one job waits for PostgreSQL, the other one goes on, and vice versa."""
+    """The example's queries and downloads overlap under gevent."""
     assert_overlap(python(examples / "gevent_example.py"))

@@ -58,7 +58,7 @@ def assert_50_at_once(server):
 
 @pytest.mark.parametrize("options", [WORKER, (*WORKER, *CONF)], ids=["worker", "both"])
 def test_concurrent_queries(serve, options):
-    """50 queries are waited for at once, with the callback installed once."""
+    """50 queries run concurrently, and the callback is installed once."""
     with serve("flask_app:app", *options) as server:
         assert_50_at_once(server)
         assert len(server.matches(INSTALLED)) == 1
@@ -66,7 +66,7 @@ def test_concurrent_queries(serve, options):
 
 @pytest.mark.parametrize("version", ["23", "25"], indirect=True)
 def test_worker_of_gunicorn(serve):
-    """The eventlet worker that gunicorn had of its own is served as well."""
+    """Gunicorn's own eventlet worker becomes green too."""
     with serve("flask_app:app", "-k", "eventlet", *CONF) as server:
         assert_50_at_once(server)
         assert len(server.matches(INSTALLED)) == 1
@@ -120,7 +120,7 @@ def large_file(tmp_path_factory):
 
 
 def test_large_file(serve, large_file):
-    """100 MB of a file arrive whole, and take the worker next to no memory."""
+    """A file of 100 MB arrives complete, and takes the worker almost no memory."""
     path, digest = large_file
     with (
         serve("http_app:app", *WORKER, FILE=str(path)) as server,
@@ -172,7 +172,7 @@ def hundred_requests(address):
 
 
 def test_slow_reader(serve):
-    """A client that takes its time with a large answer does not hold up others."""
+    """A client that reads a large answer slowly does not delay others."""
     size = 50_000_000
     with (
         serve("http_app:app", *WORKER) as server,

@@ -1,4 +1,4 @@
-"""What is installed in a process: once, by whom, and how it goes again."""
+"""Installing, reporting and removing the callback in a process."""
 
 import textwrap
 
@@ -32,7 +32,7 @@ def run(python):
 
 
 def test_import_is_light(python):
-    """Importing psycogreen brings in no framework, and patches nothing."""
+    """Importing psycogreen imports no framework, and patches nothing."""
     python(
         "import psycogreen, sys\n"
         "from psycopg2.extensions import get_wait_callback\n"
@@ -56,7 +56,7 @@ def test_import_of_a_framework_patches_nothing(run, framework):
 
 @each_framework
 def test_names_of_version_1(run, framework):
-    """Every public name of psycogreen 1.0.2 is there, called as it was called."""
+    """The public names of psycogreen 1.0.2 work as before."""
     run(
         f"""
         import psycogreen.{framework}
@@ -100,7 +100,7 @@ def test_by_name(run, framework):
 
 @each_framework
 def test_detected(run, framework):
-    """The framework whose monkey patch is in force is found out."""
+    """Without a name, the framework that has monkey-patched is installed."""
     run(
         f"""
         import psycogreen
@@ -113,7 +113,7 @@ def test_detected(run, framework):
 
 
 def test_nothing_to_detect(run):
-    """Without a monkey patch the error says what to call, imported or not."""
+    """Without a name and a monkey patch, the error says what to call."""
     run(
         """
         import gevent.monkey, eventlet, psycogreen
@@ -130,7 +130,7 @@ def test_nothing_to_detect(run):
 
 
 def test_too_much_to_detect(run):
-    """With both monkey patches in force nobody guesses."""
+    """With two monkey patches and no name, an error is raised."""
     run(
         """
         import eventlet.patcher, psycogreen
@@ -162,7 +162,7 @@ def test_unknown_framework(run):
 
 
 def test_stand_in_for_uwsgi(run):
-    """A module that only bears uWSGI's name is not taken for it."""
+    """A module named uwsgi that is not uWSGI's is ignored."""
     run(
         """
         import sys, types
@@ -180,7 +180,7 @@ def test_stand_in_for_uwsgi(run):
     "call", ["psycogreen.patch_psycopg('uwsgi')", "import psycogreen.uwsgi"]
 )
 def test_uwsgi_elsewhere(run, call):
-    """Where uWSGI is asked for in another process, the error says how to run it."""
+    """Outside uWSGI, "uwsgi" raises an error that says how to run it."""
     run(
         f"""
         import psycogreen
@@ -199,7 +199,7 @@ def test_uwsgi_elsewhere(run, call):
 
 @each_framework
 def test_idempotent(run, framework):
-    """Patching again does nothing, in the process and in a fork of it."""
+    """Patching again does nothing, also in a forked child."""
     run(
         f"""
         import warnings, psycogreen
@@ -221,7 +221,7 @@ def test_idempotent(run, framework):
 
 @each_framework
 def test_options_of_a_later_call(run, framework):
-    """Options that are given take effect; those that are not stay as they are."""
+    """A later call changes the options that are given, and keeps the others."""
     run(
         f"""
         import psycogreen
@@ -247,7 +247,7 @@ def test_options_of_a_later_call(run, framework):
 
 @each_framework
 def test_options_of_the_environment(run, framework):
-    """The environment has the defaults, which a call may override."""
+    """Environment variables set the defaults of options; a call overrides them."""
     run(
         f"""
         import psycogreen
@@ -263,7 +263,7 @@ def test_options_of_the_environment(run, framework):
 
 
 def test_wrong_option_of_the_environment(run):
-    """A value that is not known is refused and shown, and nothing is installed."""
+    """A wrong value of an environment variable is refused, and nothing is installed."""
     run(
         """
         import psycogreen
@@ -281,7 +281,7 @@ def test_wrong_option_of_the_environment(run):
 
 @each_framework
 def test_conflict(run, framework):
-    """A foreign callback is not replaced unasked; the error names both."""
+    """A foreign callback is replaced only with replace=True; the error names both."""
     run(
         f"""
         import psycogreen
@@ -305,7 +305,7 @@ def test_conflict(run, framework):
 
 
 def test_two_frameworks(run):
-    """Two frameworks in one process: the second one is told of the first."""
+    """Installing a second framework's callback raises PatchConflict."""
     run(
         """
         import psycogreen.gevent, psycogreen.eventlet
@@ -369,7 +369,7 @@ def test_no_warning_of_a_monkey_patch(run, program):
 
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_builtin_callback_of_eventlet(run, order):
-    """Eventlet's own callback is taken over, whichever comes first."""
+    """Eventlet's built-in callback is replaced, whichever is installed first."""
     calls = ["eventlet.monkey_patch()", "psycogreen.patch_psycopg('eventlet')"]
     first, second = calls if order == "before" else reversed(calls)
     run(
@@ -384,7 +384,7 @@ def test_builtin_callback_of_eventlet(run, order):
 
 
 def test_builtin_callback_of_eventlet_is_not_gevents(run):
-    """Eventlet's own callback counts as eventlet's, also for whom it is in the way."""
+    """Eventlet's built-in callback conflicts with gevent's."""
     run(
         """
         import eventlet, psycogreen
@@ -404,7 +404,7 @@ def test_builtin_callback_of_eventlet_is_not_gevents(run):
 
 @each_framework
 def test_unpatch(run, framework):
-    """Unpatching makes psycopg2 block again; doing it twice is nothing."""
+    """Unpatching makes psycopg2 block again, and is idempotent."""
     run(
         f"""
         import psycogreen
@@ -432,7 +432,7 @@ def test_unpatch_leaves_what_is_foreign(run):
 
 
 def test_foreign_callable_without_a_name(run):
-    """A callback that is an object, not a function, is shown as it shows itself."""
+    """status() shows a callback without a name by its repr."""
     run(
         """
         import psycogreen
@@ -447,7 +447,7 @@ def test_foreign_callable_without_a_name(run):
 
 @each_framework
 def test_unpatched_queries_block(run, framework):
-    """After unpatching, queries work as psycopg2 has always made them."""
+    """After unpatching, queries block and work."""
     run(
         f"""
         import psycogreen

@@ -1,4 +1,4 @@
-"""psycogreen's figures, as Prometheus gets them."""
+"""psycogreen's metrics for Prometheus."""
 
 import re
 import time
@@ -44,7 +44,7 @@ def assert_waiting(server, count, at_least):
 
 
 def test_one_worker(dsn):
-    """The figures of one worker are those of the moment."""
+    """One worker answers with its current figures."""
     env = {"DSN": dsn}
     with gunicorn("metrics_app:app", *WORKER, env=env) as server:
         url = f"{server.url}/metrics"
@@ -106,7 +106,7 @@ def test_written_twice(python, tmp_path):
 
 
 def test_folder_missing(python, tmp_path):
-    """A folder that is not there is an error; once it is there, the call goes well."""
+    """A missing folder raises an error; after it was made, the call succeeds."""
     python(
         "import os\n"
         "from psycogreen.integrations import metrics\n"
@@ -125,7 +125,7 @@ def test_folder_missing(python, tmp_path):
 
 
 def test_variable_in_lower_case(python, tmp_path):
-    """prometheus_client's older name of the variable counts as well."""
+    """The older name of prometheus_client's variable works too."""
     python(
         "import warnings\n"
         "from prometheus_client import REGISTRY\n"
@@ -149,7 +149,7 @@ real = metrics.status
 
 
 def test_writing_goes_on_after_an_error(python, tmp_path):
-    """An error is logged, once, and the next turn is made all the same."""
+    """An error of the writer is logged once, and the writer goes on."""
     output = python(
         WRITER + "outcomes = [OSError('disk full'), OSError('disk full'), None]\n"
         "def status():\n"
@@ -168,7 +168,7 @@ def test_writing_goes_on_after_an_error(python, tmp_path):
 
 
 def test_writer_is_started_again(python, tmp_path):
-    """When its greenlet was killed, another call starts another one."""
+    """register() starts a new writer after its greenlet was killed."""
     python(
         WRITER + "writers = []\n"
         "def status():\n"
@@ -187,9 +187,9 @@ def test_writer_is_started_again(python, tmp_path):
 
 @pytest.mark.parametrize("framework", ["gevent", "eventlet"])
 def test_written_after_a_fork(python, tmp_path, framework):
-    """A fork does not go on writing, though it inherits the greenlet that does.
+    """A forked child does not go on writing, although it inherits the greenlet.
 
-    It may register again, and then begins at zero.
+    It may register again, and its figures start at zero.
     """
     patch = {
         "gevent": "from gevent import monkey, sleep; monkey.patch_all()",

@@ -1,4 +1,4 @@
-"""The distributions: what is in them, and that they install and work."""
+"""The contents of the distributions, and their installation."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def test_wheel(distributions):
 
 
 def test_sdist(distributions):
-    """The sdist has what the wheel is built from, and all that the tests need."""
+    """The sdist has all files that the wheel and the tests need."""
     _, sdist = distributions
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
@@ -56,7 +56,7 @@ def test_sdist(distributions):
 
 
 def test_metadata(distributions):
-    """The extras are for users; the links lead to places that exist outside the sdist."""
+    """The metadata has only extras for users, and absolute links."""
     wheel, _ = distributions
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith("/METADATA")]

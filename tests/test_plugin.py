@@ -1,4 +1,4 @@
-"""gevent's plugin: green without a line of code, and nothing unless asked for."""
+"""The gevent plugin, which installs the callback if PSYCOGREEN=gevent is set."""
 
 import json
 import subprocess
@@ -43,7 +43,7 @@ def test_module(app):
 
 
 def test_patch_all(python):
-    """Any call of patch_all() does it, also a second one."""
+    """Any call of patch_all() installs the callback, also a second one."""
     code = (
         "from gevent import monkey; monkey.patch_all()\n"
         "import warnings; warnings.simplefilter('ignore')  # of the second call\n"
@@ -67,7 +67,7 @@ def test_nothing_without_the_variable(python, value):
 
 @pytest.mark.parametrize("value", ["eventlet", "1", "Gevent"])
 def test_wrong_value(python, value):
-    """A value that is not known is refused, and shown."""
+    """A wrong value of PSYCOGREEN is refused, and shown."""
     python(
         "from gevent import monkey\n"
         "try:\n"
@@ -94,7 +94,7 @@ def test_gunicorn(dsn, worker):
 
 
 def test_gunicorn_together_with_the_configuration(dsn):
-    """The variable and a configuration of psycogreen's do not get in each other's way."""
+    """PSYCOGREEN=gevent and psycogreen's configuration work together."""
     conf = ("-c", "python:psycogreen.integrations.gunicorn_conf")
     env = {"PSYCOGREEN": "gevent"}
     with gunicorn("status_app:app", "-k", "gevent", *conf, env=env) as server:

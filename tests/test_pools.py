@@ -1,4 +1,4 @@
-"""Pools of connections, green: what waits, what fails, what is left."""
+"""SQLAlchemy's, psycopg2's and Django's pools, and PgBouncer, with green workers."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def await_(condition, timeout=10):
 
 
 def test_sqlalchemy(python, examples):
-    """A greenlet that finds SQLAlchemy's pool exhausted waits, and all are served."""
+    """Greenlets wait while SQLAlchemy's pool is exhausted, and all are served."""
     total, status = python(examples / "pool_sqlalchemy.py").split(" ", 1)
     assert int(total) == sum(range(50))
     assert "Pool size: 5  Connections in pool: 5 Current Overflow: 0" in status
@@ -105,7 +105,7 @@ def test_sqlalchemy_waits(python, framework):
 
 @each_framework
 def test_sqlalchemy_gives_up(python, framework):
-    """After pool_timeout it gives up waiting, and says that it is full."""
+    """After pool_timeout SQLAlchemy's pool raises its error."""
     python(
         GREEN[framework]
         + SQLALCHEMY.format(size=1, timeout=0.2)
@@ -120,7 +120,7 @@ def test_sqlalchemy_gives_up(python, framework):
 
 @each_framework
 def test_sqlalchemy_drops_what_was_interrupted(python, framework):
-    """A connection closed by a Timeout leaves the pool, and its place is free."""
+    """SQLAlchemy's pool drops a connection that a Timeout has closed."""
     python(
         GREEN[framework] + SQLALCHEMY.format(size=1, timeout=5) + "for _ in range(3):\n"
         "    try:\n"
@@ -133,7 +133,7 @@ def test_sqlalchemy_drops_what_was_interrupted(python, framework):
 
 @each_framework
 def test_psycopg2_pool_raises(python, framework):
-    """psycopg2's own pool raises when it is exhausted: it has no place to wait."""
+    """psycopg2's own pool raises an error when it is exhausted."""
     output = python(
         GREEN[framework]
         + "from psycopg2.pool import PoolError, ThreadedConnectionPool\n"
@@ -152,12 +152,12 @@ def test_psycopg2_pool_raises(python, framework):
 
 
 def test_psycopg2_pool_with_a_semaphore(python, examples):
-    """With a semaphore before psycopg2's pool, a greenlet waits for a connection."""
+    """With a semaphore around psycopg2's pool, greenlets wait for a connection."""
     assert int(python(examples / "pool_psycopg2.py")) == sum(range(50))
 
 
 def test_psycopg2_pool_drops_what_was_interrupted(python):
-    """A connection closed by a Timeout leaves that pool, too."""
+    """psycopg2's pool drops a connection that a Timeout has closed."""
     python(
         GREEN["gevent"] + "from pool_psycopg2 import WaitingPool\n"
         "pool = WaitingPool(1, DSN)\n"
@@ -186,7 +186,7 @@ def django(dsn):
 
 
 def test_django(django):
-    """Requests wait for a connection of the pool, and share those that there are."""
+    """Requests of the Django example share the connections of its pool."""
     with django(POOL_SIZE="10") as server:
         results = requests(30, f"{server.url}/sleep/100")
         assert [result.error for result in results] == [None] * 30
@@ -195,7 +195,7 @@ def test_django(django):
 
 
 def test_django_commands(dsn):
-    """A management command blocks as usual, and is green where it is asked to be."""
+    """A management command blocks as usual, and is green with PSYCOGREEN=gevent."""
     pytest.importorskip("django")
     code = "import psycogreen; print(psycogreen.status().framework)"
     arguments = ("manage.py", "shell", "--verbosity=0", "--command", code)
@@ -224,7 +224,7 @@ needs_pgbouncer = pytest.mark.skipif(
 @each_framework
 @pytest.mark.parametrize("mode", ["session", "transaction"])
 def test_pgbouncer(python, dsn, mode, framework):
-    """50 greenlets share PgBouncer's 5 connections; who is interrupted is cancelled."""
+    """50 greenlets share PgBouncer's 5 connections; an interrupted query is cancelled."""
     code = """
 def query(n):
     conn = psycopg2.connect(DSN)
@@ -255,7 +255,7 @@ except Timeout:
 
 @needs_pgbouncer
 def test_django_behind_pgbouncer(django, dsn):
-    """Django's connection for each request, over a few that PgBouncer keeps."""
+    """Django without a pool works with PgBouncer's few connections."""
     with pgbouncer(dsn, "transaction", 5) as pooled, django(pooled) as server:
         results = requests(30, f"{server.url}/sleep/20")
         assert [result.error for result in results] == [None] * 30

@@ -1,4 +1,4 @@
-"""The throw-away server: there when asked for, and gone afterwards."""
+"""The throw-away PostgreSQL server starts, serves, and ends."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def _has_system_postgres():
 
 @pytest.fixture(params=["system", "wheel"])
 def source(request, monkeypatch):
-    """Where PostgreSQL's programs come from."""
+    """The source of PostgreSQL's programs: the system or the wheel."""
     if request.param == "system" and not _has_system_postgres():
         pytest.skip("no PostgreSQL server is installed on this system")
     monkeypatch.setenv(SOURCE_VARIABLE, request.param)
@@ -115,7 +115,7 @@ def test_not_as_root(source):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another user's part")
 def test_out_of_reach(monkeypatch, tmp_path):
-    """Programs that the server's user cannot reach are copied to where it can."""
+    """Programs that the server's user cannot read are copied."""
     monkeypatch.setenv(SOURCE_VARIABLE, "wheel")
     hidden = tmp_path / "site-packages"
     hidden.mkdir()
@@ -141,7 +141,7 @@ def test_unknown_source(monkeypatch):
 
 
 def test_bad_setting(capfd):
-    """A server that does not start says why."""
+    """If the server does not start, its error is shown."""
     with (
         pytest.raises(RuntimeError, match="did not start"),
         postgres(settings={"no_such_setting": "1"}),

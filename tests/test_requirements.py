@@ -1,4 +1,4 @@
-"""A missing or too old library: the error names the version needed and the command."""
+"""Errors for a missing or too old library name the version and the pip command."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ each_framework = pytest.mark.parametrize("framework", FRAMEWORKS)
 
 
 def test_psycopg2_missing(python):
-    """Without psycopg2 the import says what to install."""
+    """Without psycopg2 the import error says what to install."""
     python(
         "import sys\n"
         "sys.modules['psycopg2'] = None\n"
@@ -31,7 +31,7 @@ def test_psycopg2_missing(python):
     "call", ["psycogreen.patch_psycopg({!r})", "import psycogreen.{}"]
 )
 def test_framework_missing(python, framework, call):
-    """Without the framework, patching says what to install."""
+    """Without the framework the error of patching says what to install."""
     python(
         "import sys, psycogreen\n"
         f"sys.modules[{framework!r}] = None\n"
@@ -48,7 +48,7 @@ def test_framework_missing(python, framework, call):
 @each_framework
 @pytest.mark.parametrize("found", ["0.13.8", "0.9a2", "unknown"])
 def test_framework_too_old(python, framework, found):
-    """A framework that is too old: what was found and what is needed."""
+    """The error for an old framework names the version found and the version needed."""
     python(
         "import sys, types, psycogreen\n"
         f"module = sys.modules[{framework!r}] = types.ModuleType({framework!r})\n"
@@ -65,7 +65,7 @@ def test_framework_too_old(python, framework, found):
 
 @each_framework
 def test_broken_framework(python, framework, tmp_path):
-    """A framework that is there but cannot be imported is not said to be missing."""
+    """A framework whose import fails is not reported as missing."""
     (tmp_path / f"{framework}.py").write_text("import no_such_module")
     python(
         "import sys, psycogreen\n"
@@ -80,7 +80,7 @@ def test_broken_framework(python, framework, tmp_path):
 
 
 def test_minimums_are_the_declared_ones():
-    """What is required at run time is what the package's extras declare."""
+    """The versions required at run time are those of the package's extras."""
     from psycogreen._requirements import _MINIMUM
 
     declared = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())
@@ -90,7 +90,7 @@ def test_minimums_are_the_declared_ones():
 
 
 def test_python_is_supported():
-    """This Python is one that the package declares."""
+    """The package declares support for this Python."""
     declared = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())
     [minimum] = re.findall(r">=3\.(\d+)", declared["project"]["requires-python"])
     assert sys.version_info >= (3, int(minimum))

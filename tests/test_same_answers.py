@@ -164,7 +164,7 @@ def servers(request):
 
 @pytest.mark.parametrize("name", EXCHANGES)
 def test_same_answer(servers, name):
-    """Status, headers other than Date, and body."""
+    """Both workers answer with the same status, headers (except Date) and body."""
     parts, statuses = EXCHANGES[name]
     gevent, eventlet = [
         without_date(exchange(server.address, *parts)) for server in servers

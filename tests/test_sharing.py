@@ -1,4 +1,4 @@
-"""Connections that several greenlets share, as several threads may."""
+"""Connections that several greenlets share work as with several threads."""
 
 import json
 import os
@@ -15,12 +15,12 @@ ENDED = ("_ask", "_commit", "_roll_back", "_close", "kills", "timeouts", "closed
 
 @pytest.fixture(scope="module")
 def outcomes(server):
-    """What became of each operation, in threads and in greenlets."""
+    """The result of each operation, in threads and in greenlets."""
     return table.outcomes({**os.environ, **environment(server)})
 
 
 def test_as_in_threads(outcomes):
-    """What becomes of an operation during another's query is the same as in threads."""
+    """Operations during another greenlet's query have the same results as in threads."""
     threads = outcomes["threads"]
     assert len(threads) >= 25
     for how in table.HOW:
@@ -28,7 +28,7 @@ def test_as_in_threads(outcomes):
 
 
 def test_table(outcomes):
-    """The table in docs/faults.rst is what was found."""
+    """The table in docs/faults.rst has the current results."""
     assert table.TABLE.read_text() == table.text(outcomes), "run: make sharing-table"
 
 
@@ -43,13 +43,13 @@ def go_through_storm(python, backend, seconds):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_storm(python, backend):
-    """In a storm every answer is its own, nothing is frozen, nothing is left."""
+    """A storm of greenlets on shared connections mixes up no answers, and leaves nothing."""
     assert go_through_storm(python, backend, 3)["_ask"] > 10
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_long_storm(python, backend):
-    """Nor in one that lasts a minute, in which all of that happens."""
+    """A storm of a minute on shared connections mixes up no answers, and leaves nothing."""
     counts = go_through_storm(python, backend, 60)
     assert all(counts[name] for name in ENDED), counts

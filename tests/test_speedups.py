@@ -1,4 +1,4 @@
-"""The wait in C: when it is used, and when the one in Python takes its place."""
+"""When the fast path in C is used, and when the one in Python."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ print(psycogreen.status().compiled)
 
 
 def test_compiled(python):
-    """The C extension is used where it was compiled, as here."""
+    """The C extension is used if it was compiled."""
     assert python(PRINT).strip() == "True"
 
 
@@ -61,7 +61,7 @@ def test_without_greenlet(python):
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("optimisation", ["-O0", "-O2"])
 def test_compiles_without_warnings(tmp_path, optimisation, source):
-    """The C compiler has nothing to say."""
+    """The C sources compile without warnings."""
     # Methods take their own type for self, as everywhere in CPython.
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-cast-function-type"]
     headers = [sysconfig.get_path("include"), os.path.dirname(greenlet.__path__[0])]

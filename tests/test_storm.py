@@ -1,4 +1,4 @@
-"""Everything at once that has ended the waits of a loop before."""
+"""All events that have ended the waits of a loop before, at the same time."""
 
 import pytest
 from conftest import TESTS

@@ -1,4 +1,4 @@
-"""uGreen and the C extension: what only they have."""
+"""uGreen and its C extension."""
 
 import json
 import os
@@ -37,7 +37,7 @@ each_python = pytest.mark.parametrize("build", ["pypi", *other_pythons])
 @each_python
 @pytest.mark.parametrize("how", ["json", "attribute", "sort"])
 def test_endless_recursion(serve_uwsgi, build, how):
-    """With the recommended stacks endless recursion ends with a RecursionError."""
+    """With the recommended stack size endless recursion raises RecursionError."""
     with serve_uwsgi(build, "ugreen", APP) as server:
         urls = [f"{server.url}/exhausted/x/{how}", f"{server.url}/plain/x/0.1"] * 5
         results = request_all(urls)
@@ -49,7 +49,7 @@ def test_endless_recursion(serve_uwsgi, build, how):
     "build", [*newest_pythons, pytest.param("3.14", marks=pytest.mark.full)]
 )
 def test_bounds_are_known(serve_uwsgi, build):
-    """From Python 3.14 on small stacks are bounded too, if the application says so."""
+    """From Python 3.14 on bound_stack() makes small stacks safe too."""
     with serve_uwsgi(build, None, *SMALL, APP) as server:
         urls = [f"{server.url}/exhausted/x/json", f"{server.url}/plain/x/0.1"] * 20
         results = request_all(urls)
@@ -58,7 +58,7 @@ def test_bounds_are_known(serve_uwsgi, build):
 
 
 def test_warnings(serve_uwsgi):
-    """Small stacks and a body that is not buffered are warned of, once."""
+    """Small stacks and unbuffered bodies cause one warning each."""
     with serve_uwsgi("pypi", None, *SMALL, "--master", APP) as server:
         server.await_line(INSTALLED)
         stacks, body = server.matches(WARNINGS)
@@ -102,7 +102,7 @@ def test_slow_bodies(serve_uwsgi):
 
 
 def test_slow_bodies_unbuffered(serve_uwsgi):
-    """Where uWSGI suspends Python code itself, the worker ends and says why."""
+    """If uWSGI suspends Python code itself, the worker ends and gives the reason."""
     with (
         serve_uwsgi("pypi", None, *SMALL, "--master", APP) as server,
         ThreadPoolExecutor(20) as pool,
@@ -125,7 +125,7 @@ def without_extension(tmp_path):
 
 @pytest.mark.parametrize("kind", ["missing", "other", "broken"])
 def test_without_extension(serve_uwsgi, without_extension, kind):
-    """Without the extension, or one for this Python, uGreen is left blocking."""
+    """Without an extension for this Python, queries block under uGreen."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     folder = without_extension / "_uwsgi"
     if kind == "other":
@@ -153,7 +153,7 @@ def test_without_extension(serve_uwsgi, without_extension, kind):
     ],
 )
 def test_jit(serve_uwsgi, find_uwsgi, build):
-    """While CPython's JIT compiler is on, uGreen is left blocking."""
+    """With CPython's JIT compiler, queries block under uGreen."""
     python = find_uwsgi(build).python
     code = "import sys; print(sys._jit.is_available())"
     if subprocess.check_output([python, "-c", code], text=True).strip() != "True":
@@ -165,7 +165,7 @@ def test_jit(serve_uwsgi, find_uwsgi, build):
 
 
 def test_extension_outside_uwsgi(python):
-    """The extension can be imported in uWSGI only."""
+    """The extension can be imported only in uWSGI."""
     python(
         """if True:
         try:
@@ -179,7 +179,7 @@ def test_extension_outside_uwsgi(python):
 
 
 def test_foreign_suspend(python):
-    """What would be called without the GIL has to be uWSGI's own C function."""
+    """The extension refuses a uwsgi.suspend that is not uWSGI's own C function."""
     python(
         """if True:
         import sys, types
@@ -201,7 +201,7 @@ def test_foreign_suspend(python):
 @pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler (cc)")
 @pytest.mark.parametrize("optimisation", ["-O0", "-O2"])
 def test_compiles_without_warnings(tmp_path, optimisation):
-    """The C compiler has nothing to say."""
+    """The C source of the extension compiles without warnings."""
     subprocess.run(
         [
             "cc",

@@ -1,4 +1,4 @@
-"""psycogreen in uWSGI's real processes, under each of its engines."""
+"""psycogreen in real uWSGI processes, with each engine."""
 
 import json
 import os
@@ -48,10 +48,10 @@ def assert_alive(server):
 
 @pytest.fixture
 def stress(request):
-    """Make many requests that end in another order than they began.
+    """Make many requests that do not end in the order of their beginnings.
 
-    Each has to answer with its own token, and memory has to stay as it is. There are
-    5,000 of them in a full run, otherwise 1,200.
+    Each must answer with its own token, and the worker's memory must not grow. A full run
+    makes 5,000 requests, another run 1,200.
     """
     count, warm_up = (5000, 1000) if request.config.option.full else (1200, 600)
 
@@ -79,7 +79,7 @@ def stress(request):
 @each_build
 @each_engine
 def test_concurrent_queries(serve_uwsgi, build, engine):
-    """100 queries of 0.3 s are served together, by one worker."""
+    """One worker serves 100 queries of 0.3 s concurrently."""
     with serve_uwsgi(build, engine, APP) as server:
         requests(100, f"{server.url}/plain/x/0.1")  # opens the connections
         for _ in range(3):
@@ -92,7 +92,7 @@ def test_concurrent_queries(serve_uwsgi, build, engine):
 @each_build_in_full
 @each_engine
 def test_stress(serve_uwsgi, stress, build, engine):
-    """Each of many requests, 60 at once, gets its own answer; the worker lives on."""
+    """Each of many concurrent requests gets its own answer."""
     with serve_uwsgi(build, engine, "--master", APP) as server:
         stress(server, "plain")
 
@@ -100,7 +100,7 @@ def test_stress(serve_uwsgi, stress, build, engine):
 @pytest.mark.parametrize("build", other_pythons)
 @each_engine
 def test_stress_on_other_pythons(serve_uwsgi, stress, build, engine):
-    """On other Pythons that are found, each of many requests gets its own answer."""
+    """On other Pythons, each of many concurrent requests gets its own answer."""
     with serve_uwsgi(build, engine, "--master", APP) as server:
         stress(server, "plain")
 
@@ -116,7 +116,7 @@ def test_explicit_stress(serve_uwsgi, stress, build, engine):
 @pytest.mark.parametrize("build", ["pypi", debian_in_full, *other_pythons])
 @each_own_engine
 def test_mixed_stress(serve_uwsgi, stress, build, engine):
-    """Requests in all states that a switch has to keep apart.
+    """Requests in all states that a switch must keep apart get their own answers.
 
     In except blocks, in generators, in deep recursion, in destructors, with
     context variables, with queries that fail; see MIX in the application.
@@ -127,7 +127,7 @@ def test_mixed_stress(serve_uwsgi, stress, build, engine):
 
 @each_own_engine
 def test_mixed_stress_with_garbage(serve_uwsgi, engine):
-    """Collections of garbage, and native threads that query, disturb no request."""
+    """Garbage collections and native threads that query disturb no request."""
     with serve_uwsgi("pypi", engine, "--master", APP) as server:
         urls = [f"{server.url}/mixed/{token}/0.02" for token in range(600)]
         urls[::7] = [f"{server.url}/collect/{token}" for token in range(0, 600, 7)]
@@ -145,7 +145,7 @@ def test_mixed_stress_with_garbage(serve_uwsgi, engine):
 )
 @each_own_engine
 def test_collect_while_suspended(serve_uwsgi, build, engine, options):
-    """Collecting garbage leaves 50 suspended requests alone."""
+    """A garbage collection does not disturb 50 suspended requests."""
     with serve_uwsgi(build, engine, *options, APP) as server:
         requests(50, f"{server.url}/plain/x/0.1")
         urls = [f"{server.url}/mixed/{token}/1" for token in range(50)]
@@ -173,7 +173,7 @@ def test_query_amid_a_wait(serve_uwsgi, build, engine):
 )
 @pytest.mark.parametrize("engine", ["gevent", "ugreen"])
 def test_native_threads(serve_uwsgi, build, engine, options):
-    """Native threads query beside requests, and while there are none."""
+    """Native threads can query, during requests and without requests."""
     with serve_uwsgi(build, engine, *options, APP) as server:
         for token in "abc":
             request(f"{server.url}/thread/{token}/0.3")
@@ -195,7 +195,7 @@ def await_body(url, body, timeout=20):
 @each_build
 @each_engine
 def test_streamed(serve_uwsgi, build, engine):
-    """Responses that query between their pieces are served together."""
+    """Responses that query between their pieces are served concurrently."""
     with serve_uwsgi(build, engine, APP) as server:
         urls = [f"{server.url}/streamed/{token}/0.1" for token in range(60)]
         for _ in range(5):
@@ -209,7 +209,7 @@ def test_streamed(serve_uwsgi, build, engine):
 
 @each_engine
 def test_errors(serve_uwsgi, engine):
-    """Requests that end in an error leave the others alone."""
+    """Requests that end in an error do not disturb others."""
     with serve_uwsgi("pypi", engine, APP) as server:
         urls = [
             f"{server.url}/{'plain' if token % 2 else 'error'}/{token}/0.1"
@@ -226,7 +226,7 @@ def test_errors(serve_uwsgi, engine):
 @each_build
 @each_own_engine
 def test_timeout(serve_uwsgi, build, engine):
-    """A limit is kept, by uWSGI's clock, and others go on meanwhile."""
+    """The callback's timeout holds, in uWSGI's whole seconds."""
     with serve_uwsgi(build, engine, APP) as server:
         urls = [
             *[f"{server.url}/limited/x/30/{limit}" for limit in (0, 0.3, 1.5)],
@@ -250,7 +250,7 @@ def test_timeout(serve_uwsgi, build, engine):
 )
 @each_engine
 def test_processes(serve_uwsgi, engine, mode):
-    """Three workers: each installs the callback once, and says so."""
+    """Each of three workers installs the callback once, and logs it."""
     options = [*mode.split(), "--processes=3", "--module=uwsgi_import_app"]
     with serve_uwsgi("pypi", engine, *options) as server:
         server.await_line(INSTALLED, count=3)
@@ -275,7 +275,7 @@ def test_processes(serve_uwsgi, engine, mode):
 @pytest.mark.parametrize("lazy", [(), ("--lazy-apps",)])
 @each_engine
 def test_mule_and_spooler(serve_uwsgi, tmp_path, engine, lazy):
-    """A mule and a spooler query, and install nothing."""
+    """A mule and a spooler can query, and install no callback."""
     app = ROOT / "tests" / "apps"
     options = [
         "--master",
@@ -296,7 +296,7 @@ def test_mule_and_spooler(serve_uwsgi, tmp_path, engine, lazy):
 
 @each_engine
 def test_detected(serve_uwsgi, engine):
-    """Without a name, the framework is that of the engine."""
+    """Without a name, patch_psycopg() installs the engine's callback."""
     with serve_uwsgi("pypi", engine, APP) as server:
         status = json.loads(request(f"{server.url}/detect").body)
         framework = "gevent" if engine == "gevent" else "uwsgi"
@@ -306,7 +306,7 @@ def test_detected(serve_uwsgi, engine):
 
 @each_engine
 def test_own_hook(serve_uwsgi, engine):
-    """An application's own post-fork functions are called beside psycogreen's."""
+    """An application's own post-fork functions are called too."""
     with serve_uwsgi("pypi", engine, "--master", "--module=uwsgi_hook_app") as server:
         server.await_line(INSTALLED)
         server.await_line("my own post-fork function")
@@ -314,7 +314,7 @@ def test_own_hook(serve_uwsgi, engine):
 
 @each_engine
 def test_respawn(serve_uwsgi, engine):
-    """A worker that takes another's place installs the callback again."""
+    """A respawned worker installs the callback."""
     with serve_uwsgi("pypi", engine, "--master", APP) as server:
         [first] = server.await_line(INSTALLED)
         os.kill(int(first[4]), signal.SIGKILL)
@@ -335,7 +335,7 @@ UNSERVED = {
 
 @pytest.mark.parametrize("how", UNSERVED)
 def test_unserved_engines(serve_uwsgi, how):
-    """What cannot be waited with is left blocking, and the log says why, once."""
+    """Without a usable engine queries block, and the log gives the reason once."""
     build, engine, options, reason = UNSERVED[how]
     with serve_uwsgi(build, engine, "--master", *options, APP) as server:
         [line] = server.await_line(LEFT_ALONE)
@@ -350,7 +350,7 @@ def test_unserved_engines(serve_uwsgi, how):
 
 
 def test_engine_switched_off(serve_uwsgi):
-    """An engine that is given as false is none."""
+    """An engine option that is false selects no engine."""
     off = {"UWSGI_UGREEN": "false", "UWSGI_ASYNC": "10"}
     with serve_uwsgi("pypi", None, APP, **off) as server:
         [line] = server.await_line(LEFT_ALONE)
@@ -358,7 +358,7 @@ def test_engine_switched_off(serve_uwsgi):
 
 
 def test_without_psycogreen(serve_uwsgi):
-    """The queries of a worker without an engine wait for each other."""
+    """Without psycogreen the queries of a worker wait for each other."""
     with serve_uwsgi("pypi", None, APP) as server:
         requests(10, f"{server.url}/plain/x/0")
         results = requests(10, f"{server.url}/plain/x/0.2")
@@ -367,7 +367,7 @@ def test_without_psycogreen(serve_uwsgi):
 
 @each_own_engine
 def test_conflict(serve_uwsgi, engine):
-    """A foreign callback is left in place, and named."""
+    """A foreign callback stays in place, and is named in the log."""
     with serve_uwsgi("pypi", engine, "--module=uwsgi_conflict_app") as server:
         [line] = server.await_line(LEFT_ALONE)
         assert "psycopg2 is left as it is: " in line[0]
@@ -376,7 +376,7 @@ def test_conflict(serve_uwsgi, engine):
 
 
 def test_gevent_is_not_uwsgis(serve_uwsgi):
-    """Under gevent psycogreen.uwsgi cannot be had, and names the module to use."""
+    """Under uWSGI's gevent engine psycogreen.uwsgi names the module to use."""
     with serve_uwsgi("pypi", "gevent", APP) as server:
         assert "use psycogreen.gevent" in request(f"{server.url}/explicit/x/0").body
 
@@ -399,7 +399,7 @@ def test_examples(serve_uwsgi, examples, build, engine):
 
 @pytest.mark.parametrize("options", [(), ("--master", "--lazy-apps")])
 def test_monkey_patch_missing(serve_uwsgi, options):
-    """A gevent engine without a monkey patch is warned of, once a worker."""
+    """A gevent engine without a monkey patch causes one warning in each worker."""
     warning = r"psycogreen: warning: gevent has not monkey-patched .* worker (\d+) "
     with serve_uwsgi("pypi", "gevent", *options, APP) as server:
         line = server.await_line(warning)[0]
@@ -410,7 +410,7 @@ def test_monkey_patch_missing(serve_uwsgi, options):
 
 @each_own_engine
 def test_explicit_example(serve_uwsgi, engine):
-    """The example of asynchronous connections serves requests together."""
+    """The example of asynchronous connections serves requests concurrently."""
     with serve_uwsgi("pypi", engine, "--module=uwsgi_async_app") as server:
         results = requests(20, f"{server.url}/0.5")
         assert {result.body for result in results} == {"slept for 0.5 seconds\n"}
@@ -418,7 +418,7 @@ def test_explicit_example(serve_uwsgi, engine):
 
 
 def test_docs_have_the_log_lines():
-    """The documentation explains the lines that are logged."""
+    """docs/uwsgi.rst explains the lines that are logged."""
     text = " ".join((Path(ROOT) / "docs" / "uwsgi.rst").read_text().split())
     for line in (
         "gevent wait callback installed in worker",
@@ -433,7 +433,7 @@ def test_docs_have_the_log_lines():
 
 
 def test_overview(find_uwsgi, tmp_path):
-    """``python -m psycogreen`` finds its environment's uWSGI, on the PATH or not."""
+    """``python -m psycogreen`` finds its environment's uWSGI, also off the PATH."""
     build = find_uwsgi("pypi")
     result = subprocess.run(
         [build.python, "-P", "-m", "psycogreen"],
@@ -448,7 +448,7 @@ def test_overview(find_uwsgi, tmp_path):
 
 
 def test_code_of_the_page(serve_uwsgi, server, tmp_path):
-    """The Python of docs/uwsgi.rst does what it says, in a request."""
+    """The Python code of docs/uwsgi.rst works in a request."""
     waits, bounds = code_blocks(ROOT / "docs" / "uwsgi.rst", "python")
     (tmp_path / "page_app.py").write_text(
         "def application(environ, start_response):\n"

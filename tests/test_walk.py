@@ -101,7 +101,7 @@ def test_page(path, distributions, tmp_path, libpq):
 
 @pytest.mark.parametrize("example", ONLY_HERE)
 def test_example_is_walked(example):
-    """A page has the command that runs it."""
+    """A page has the command that runs the example."""
     texts = [command.text for path in WALKED for command in commands(path)]
     assert any(example in text for text in texts)
 

@@ -1,4 +1,4 @@
-"""A Celery application with a task that PostgreSQL takes its time for."""
+"""A Celery application with a task that makes a long query."""
 
 import os
 
@@ -10,6 +10,6 @@ __all__ = ["app"]
 
 @app.task
 def sleep_long() -> None:
-    """Wait much longer than anybody has time."""
+    """Wait much longer than any test."""
     connection = psycopg2.connect(os.environ["DSN"], application_name="sleep_long")
     connection.cursor().execute("select pg_sleep(60) /* a task */")

@@ -1,4 +1,4 @@
-"""What a library does that sets a wait callback of its own."""
+"""A library that sets its own wait callback."""
 
 from psycopg2.extensions import set_wait_callback
 from psycopg2.extras import wait_select

@@ -1,4 +1,4 @@
-"""An application whose requests wait for one another, and end when others say so."""
+"""An application whose requests wait for each other, and end when another one allows it."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ inside = most = 0
 
 
 def crowd(environ, start_response):
-    """Stay a while; tell how many were inside at most."""
+    """Stay a while; return the maximum number of concurrent requests."""
     global inside, most
     inside += 1
     most = max(most, inside)

@@ -1,7 +1,7 @@
-"""An application that waits in every way there is, beside a ticker.
+"""An application that waits in every way, beside a ticker.
 
-As long as the ticker ticks, the worker serves others. What waits is the standard
-library, and what gunicorn and logging had made before the worker was forked.
+While the ticker ticks, the worker can serve other requests. The waits are those of the
+standard library, and of objects that gunicorn and logging made before the fork.
 """
 
 import json
@@ -149,7 +149,7 @@ WAITS = {
 
 
 def app(environ, start_response):
-    """Wait in each way; tell how many times the ticker ticked meanwhile."""
+    """Wait in each way; return how many times the ticker ticked meanwhile."""
     ticker = Ticker(time.sleep)
     threading.Thread(target=ticker.run, daemon=True).start()
     ticks = {}

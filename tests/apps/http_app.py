@@ -1,4 +1,4 @@
-"""An application that answers in every way an HTTP server has to cope with."""
+"""An application that answers in every way that an HTTP server must handle."""
 
 import hashlib
 import os
@@ -94,7 +94,7 @@ def stream(environ, start_response):
 
 
 def closed(environ, start_response):
-    """Tell whether the last streamed answer has been closed."""
+    """Answer whether the last streamed answer was closed."""
     return respond(start_response, f"{Lines.closed}\n".encode())
 
 

@@ -5,5 +5,5 @@ from check_app import app as answer
 
 
 def app(environ, start_response):
-    """Let a thread of the hub's pool do it."""
+    """Answer from a thread of the hub's pool."""
     return gevent.get_hub().threadpool.apply(answer, (environ, start_response))

@@ -1,4 +1,4 @@
-"""Applications that tell how psycopg2 waits in their worker."""
+"""Applications that answer how psycopg2 waits in their worker."""
 
 import asyncio
 import dataclasses

@@ -1,6 +1,6 @@
-"""What the uWSGI tests ask for, one function for each path.
+"""The application of the uWSGI tests, with one function for each path.
 
-Nothing in it is green: it runs under every engine, and under none.
+It has no green code: it runs under every engine, and without one.
 """
 
 import contextvars
@@ -137,7 +137,7 @@ def failing(token, seconds):
 
 
 def connecting(token, seconds):
-    """A connection of its own."""
+    """A query on a new connection."""
     conn = psycopg2.connect(DSN)
     cursor = conn.cursor()
     cursor.execute("select %s, pg_sleep(%s)", (token, float(seconds)))
@@ -274,13 +274,13 @@ def error(token, seconds):
 
 
 def status(*_):
-    """What psycogreen says, and who answers."""
+    """Psycogreen's status, and the id of this worker."""
     told = asdict(psycogreen.status())
     return json.dumps({**told, "worker": uwsgi.worker_id()})
 
 
 def detect(*_):
-    """Patch as psycogreen finds out by itself."""
+    """Patch for the framework that psycogreen detects."""
     psycogreen.unpatch_psycopg()
     psycogreen.patch_psycopg()
     psycogreen.patch_psycopg()

@@ -24,7 +24,7 @@ def green() -> frameworks.Framework:
 
 @pytest.fixture(autouse=True)
 def _patched(green: frameworks.Framework) -> Iterator[None]:
-    """psycopg2 as an application has it: patched, with the framework found out."""
+    """Patch psycopg2 as an application does, with the detected framework."""
     set_wait_callback(None)
     psycogreen.patch_psycopg()
     yield
@@ -39,9 +39,10 @@ def dsn() -> str:
 
 @pytest.fixture
 def connect(dsn: str) -> Iterator[Callable[..., psycopg2.extensions.connection]]:
-    """`psycopg2.connect` to the server; closes what it has opened.
+    """`psycopg2.connect` to the server; closes its connections at the end.
 
-    Except what a test that failed has left waiting: close() would stop the process.
+    It leaves connections that a failed test has left in a query: close() would stop the
+    process.
     """
     opened = []
 

@@ -21,7 +21,7 @@ def _beside_asyncio(green, monkeypatch):
 
 @pytest.fixture
 def silent_port():
-    """A port where connections are accepted, by the system, and nothing is said."""
+    """A port where the system accepts connections, and nothing answers."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen(10)
@@ -57,7 +57,7 @@ def sqlalchemy_engine(port):
 
 
 def test_django(green, dsn):
-    """Django's connection resolves by psycogreen and waits with it."""
+    """A connection of Django resolves its host and waits with psycogreen."""
     connection = django_connection(parse_dsn(dsn)["port"])
     with green.ticking(), connection.cursor() as cursor:
         cursor.execute("select 42, pg_sleep(0.1)")
@@ -76,7 +76,7 @@ def test_django_connect_timeout(green, silent_port):
 
 
 def test_sqlalchemy(green, dsn):
-    """SQLAlchemy's connection resolves by psycogreen and waits with it."""
+    """A connection of SQLAlchemy resolves its host and waits with psycogreen."""
     engine = sqlalchemy_engine(parse_dsn(dsn)["port"])
     with green.ticking(), engine.connect() as connection:
         row = connection.execute(sqlalchemy.text("select 42, pg_sleep(0.1)")).one()
@@ -96,7 +96,7 @@ def test_sqlalchemy_connect_timeout(green, silent_port):
 
 
 def test_sqlalchemy_interrupted(green, dsn):
-    """A connection whose query was interrupted does not come back from the pool."""
+    """SQLAlchemy's pool drops a connection whose query was interrupted."""
     engine = sqlalchemy_engine(parse_dsn(dsn)["port"])
     sleep = sqlalchemy.text("select pg_sleep(60)")
     with pytest.raises(green.Timeout), green.Timeout(0.2), engine.connect() as conn:

@@ -38,7 +38,7 @@ def test_copy(green, table):
 
 
 def test_large_copy(green, table):
-    """Much more than a socket takes at once goes in whole."""
+    """A COPY larger than the socket's buffer is complete inside a blocking() block."""
     rows = 300_000
     data = io.StringIO("".join(f"{n}\t{'x' * 100}\n" for n in range(rows)))
     with psycogreen.blocking():
@@ -48,7 +48,7 @@ def test_large_copy(green, table):
 
 
 def test_large_object(green, conn):
-    """Large objects are made, read and removed."""
+    """Large objects are made, read and removed inside a blocking() block."""
     with psycogreen.blocking():
         thing = conn.lobject(mode="wb")
         thing.write(b"x" * 1_000_000)
@@ -81,7 +81,7 @@ def test_connect(green, dsn):
 
 
 def test_nested(green):
-    """Of nested blocking() blocks the outermost one counts."""
+    """The callback is restored at the end of the outermost of nested blocking() blocks."""
     with psycogreen.blocking():
         with psycogreen.blocking():
             assert get_wait_callback() is None
@@ -98,7 +98,7 @@ def test_exception(green):
 
 @pytest.mark.parametrize("first_out", [0, 1])
 def test_overlapping_greenlets(green, first_out):
-    """Overlapping blocking() blocks of several greenlets end green in any order."""
+    """Overlapping blocking() blocks of greenlets may end in any order."""
     leave = [False, False]
 
     def block(n):
@@ -165,7 +165,7 @@ def test_patched_inside(green):
 
 
 def test_nothing_installed(green):
-    """A blocking() block changes nothing where no callback is installed."""
+    """A blocking() block changes nothing if no callback is installed."""
     psycogreen.unpatch_psycopg()
     with psycogreen.blocking():
         assert get_wait_callback() is None
@@ -190,7 +190,7 @@ def test_callback_set_inside(green):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_fork_during_a_block_of_another_thread(green):
-    """A fork does not inherit the blocks of threads that it does not have."""
+    """A forked child drops the blocking() blocks of the parent's other threads."""
     native_sleep = native.original("time", "sleep")
     state = []
 

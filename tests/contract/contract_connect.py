@@ -20,7 +20,7 @@ from psycogreen._wait.native import original
 
 @contextlib.contextmanager
 def silent_server():
-    """A server that accepts connections, by its system, and says nothing."""
+    """A server whose system accepts connections, but which does not answer."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen(100)
@@ -29,9 +29,9 @@ def silent_server():
 
 @contextlib.contextmanager
 def unreachable_server():
-    """A port whose connection attempts are neither taken nor refused.
+    """A port whose connection attempts are neither accepted nor refused.
 
-    Its queue of connections is full: the system drops what else comes in.
+    Its queue of connections is full, so the system drops further attempts.
     """
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(socket.socket())
@@ -60,12 +60,12 @@ def port(dsn):
 
 @pytest.fixture
 def user():
-    """What it takes to log in, beside the hosts."""
+    """The parameters to log in, without the hosts."""
     return {"user": "postgres", "dbname": "postgres"}
 
 
 def libpq_error(**options):
-    """Return what libpq says by itself, when psycopg2 blocks."""
+    """Return libpq's own error, when psycopg2 blocks."""
     with psycogreen.blocking(), pytest.raises(psycopg2.OperationalError) as caught:
         psycopg2.connect(**options)
     return str(caught.value)
@@ -74,7 +74,7 @@ def libpq_error(**options):
 @pytest.mark.parametrize("server", [silent_server, unreachable_server])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_connect_timeout(green, user, server, host):
-    """A silent host costs its time, the loop goes on, the error is as libpq's."""
+    """A host that does not answer times out with libpq's error; the loop goes on."""
     with server() as port:
         options = {"host": host, "port": port, "connect_timeout": 1, **user}
         expected = libpq_error(**options)
@@ -99,7 +99,7 @@ def test_connect_timeout_from_the_environment(green, user, monkeypatch):
 
 @pytest.mark.parametrize("seconds", [0, -1, None])
 def test_no_connect_timeout(green, user, seconds):
-    """Zero, a negative number and none at all: it waits until it is interrupted."""
+    """With connect_timeout zero, negative or unset, the wait has no limit."""
     options = {} if seconds is None else {"connect_timeout": seconds}
     with silent_server() as port, pytest.raises(green.Timeout), green.Timeout(1.5):
         psycopg2.connect(host="127.0.0.1", port=port, **user, **options)
@@ -107,7 +107,7 @@ def test_no_connect_timeout(green, user, seconds):
 
 @pytest.mark.parametrize("value", ["abc", "1.5", "99999999999", "2x", ""])
 def test_invalid_connect_timeout(green, user, port, value):
-    """What is not a whole number is refused in libpq's words."""
+    """A connect_timeout that is not a whole number raises libpq's error."""
     options = {"host": "127.0.0.1", "port": port, "connect_timeout": value, **user}
     expected = libpq_error(**options)
     with pytest.raises(psycopg2.OperationalError) as caught:
@@ -117,7 +117,7 @@ def test_invalid_connect_timeout(green, user, port, value):
 
 
 def test_connect_timeout_with_spaces(green, user, port):
-    """White space around the number is allowed, as libpq allows it."""
+    """White space around the number of connect_timeout is allowed, as in libpq."""
     psycopg2.connect(
         host="127.0.0.1", port=port, connect_timeout=" +5 ", **user
     ).close()
@@ -125,7 +125,7 @@ def test_connect_timeout_with_spaces(green, user, port):
 
 @pytest.mark.parametrize("server", [silent_server, unreachable_server])
 def test_second_host(green, user, port, server):
-    """A silent first host costs its time, then the second one is really tried."""
+    """If the first host does not answer in time, the second one is tried."""
     with server() as silent:
         with green.ticking(50):
             conn = psycopg2.connect(
@@ -139,7 +139,7 @@ def test_second_host(green, user, port, server):
 
 
 def test_refused_then_silent_then_good(green, user, port):
-    """Whatever the hosts before it did, the one that answers is found."""
+    """A host that answers is found after hosts that refuse or do not answer."""
     with closed_port() as refused, silent_server() as silent:
         conn = psycopg2.connect(
             host="127.0.0.1,127.0.0.1,127.0.0.1",
@@ -152,7 +152,7 @@ def test_refused_then_silent_then_good(green, user, port):
 
 
 def test_error_of_each_host(green, user):
-    """When none answers, the error says of each what happened."""
+    """If no host answers, the error has a line for each host."""
     with (
         closed_port() as refused,
         silent_server() as silent,
@@ -176,7 +176,7 @@ def test_error_of_each_host(green, user):
 
 
 def test_hosts_that_fail_at_once(green, user, port):
-    """Hosts that libpq gives up before its first wait are named all the same."""
+    """The error names hosts that libpq gives up before its first wait."""
     with silent_server() as silent, pytest.raises(psycopg2.OperationalError) as caught:
         psycopg2.connect(
             host="/no/such/folder,127.0.0.1",
@@ -189,7 +189,7 @@ def test_hosts_that_fail_at_once(green, user, port):
 
 
 def test_error_of_each_host_without_resolving(green, user):
-    """When libpq resolves the names, its error names each address once."""
+    """If libpq resolves the names, its error names each address once."""
     psycogreen.unpatch_psycopg()
     psycogreen.patch_psycopg(resolve_hosts=False)
     with (
@@ -204,7 +204,7 @@ def test_error_of_each_host_without_resolving(green, user):
 
 
 def test_read_write_host(green, user, port):
-    """target_session_attrs is judged by libpq, also after a host was silent."""
+    """Libpq applies target_session_attrs, also after a host has timed out."""
     read_only = psycopg2.connect(host="127.0.0.1", port=port, **user)
     name = f"standby_{green.name}"
     cursor = read_only.cursor()
@@ -224,7 +224,7 @@ def test_read_write_host(green, user, port):
 
 
 def test_prefer_standby(green, user, port):
-    """With prefer-standby a primary is taken when no standby answers."""
+    """With prefer-standby, a primary is used if no standby answers."""
     with silent_server() as silent:
         conn = psycopg2.connect(
             host="127.0.0.1,127.0.0.1",
@@ -238,7 +238,7 @@ def test_prefer_standby(green, user, port):
 
 
 def test_wrong_password_is_final(green, port):
-    """After a wrong password no other host is tried, as libpq has it."""
+    """After a wrong password no other host is tried, as in libpq."""
     with closed_port() as refused, pytest.raises(psycopg2.OperationalError) as caught:
         psycopg2.connect(
             host="127.0.0.1,localhost",
@@ -255,7 +255,7 @@ def test_wrong_password_is_final(green, port):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "/no/such/folder"])
 def test_errors_name_the_host(green, user, host):
-    """An error says which host it is about, as libpq's own does."""
+    """An error names the host, as libpq's own error does."""
     with closed_port() as port:
         options = {"host": host, "port": port, **user}
         expected = libpq_error(**options)
@@ -266,7 +266,7 @@ def test_errors_name_the_host(green, user, host):
 
 
 def test_unknown_name(green, user):
-    """A name that does not resolve is an error in libpq's words."""
+    """A name that does not resolve raises libpq's error."""
     options = {"host": "no-such-host.invalid", **user}
     expected = libpq_error(**options)
     with pytest.raises(psycopg2.OperationalError) as caught:
@@ -278,7 +278,7 @@ def test_unknown_name(green, user):
 
 
 def test_impossible_name(green, user):
-    """A name that no resolver can even be asked for is an error of psycopg2's too."""
+    """A name that cannot be encoded for a resolver raises psycopg2's error too."""
     with pytest.raises(
         psycopg2.OperationalError, match="could not translate host name"
     ):
@@ -287,7 +287,7 @@ def test_impossible_name(green, user):
 
 @pytest.fixture
 def slow_resolver(green, monkeypatch):
-    """A resolver that takes its time in a native thread, as a name server does."""
+    """A slow resolver, which blocks in a native thread."""
     import _socket
 
     asked = []
@@ -323,7 +323,7 @@ def time_sleep():
 
 
 def test_resolving_does_not_stall(green, user, port, slow_resolver):
-    """While a name is resolved, the loop goes on."""
+    """The loop goes on while a name is resolved."""
     with green.ticking(10) as ticker:
         conn = psycopg2.connect(host="db.example", port=port, **user)
     assert slow_resolver == ["db.example"]
@@ -333,7 +333,7 @@ def test_resolving_does_not_stall(green, user, port, slow_resolver):
 
 
 def test_name_from_the_environment(green, user, port, slow_resolver, monkeypatch):
-    """A name from PGHOST is resolved in the same way."""
+    """A name from PGHOST is resolved off the loop."""
     monkeypatch.setenv("PGHOST", "db.example")
     monkeypatch.setenv("PGPORT", str(port))
     conn = psycopg2.connect(**user)
@@ -353,7 +353,7 @@ def test_name_from_the_environment(green, user, port, slow_resolver, monkeypatch
     ids=["numeric", "hostaddr", "both", "unix"],
 )
 def test_nothing_to_resolve(green, user, port, slow_resolver, hosts):
-    """Addresses and unix sockets are left alone."""
+    """Addresses and unix sockets are not resolved."""
     if hosts.get("host", "") is None:
         hosts = {"host": parse_dsn(os.environ["PSYCOGREEN_TEST_UNIX_DSN"])["host"]}
     conn = psycopg2.connect(port=port, **hosts, **user)
@@ -366,7 +366,7 @@ def test_nothing_to_resolve(green, user, port, slow_resolver, hosts):
 
 
 def test_every_address_is_tried(green, user, port, monkeypatch):
-    """When the first address of a name refuses, the next one is tried."""
+    """If the first address of a name refuses, the next one is tried."""
     hook = psycopg2._connect
     monkeypatch.setattr(hook, "resolve", lambda host: ["127.0.0.2", "::1", "127.0.0.1"])
     conn = psycopg2.connect(host="db.example", port=port, **user)
@@ -375,7 +375,7 @@ def test_every_address_is_tried(green, user, port, monkeypatch):
 
 
 def test_second_address_after_a_silent_one(green, user, port, monkeypatch):
-    """A silent address costs its time, then the next one of the name is tried."""
+    """If the first address of a name does not answer in time, the next one is tried."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.2", port))
         sock.listen(10)
@@ -390,7 +390,7 @@ def test_second_address_after_a_silent_one(green, user, port, monkeypatch):
 
 @pytest.mark.parametrize("scope", ["", "%1"])
 def test_scope_of_an_address(green, scope):
-    """A link-local address keeps the interface it belongs to."""
+    """A link-local address keeps its network interface."""
 
     def getaddrinfo(host, port, family, kind):
         assert host == "db.example"
@@ -420,7 +420,7 @@ def test_errors_of_all_addresses(green, user, monkeypatch):
 
 @pytest.fixture
 def addresses(monkeypatch):
-    """Let every name have these addresses, of which the second one answers."""
+    """Make every name resolve to these addresses, of which the second one answers."""
     found = ["127.0.0.2", "127.0.0.1"]
     monkeypatch.setattr(psycopg2._connect, "resolve", lambda host: found)
     return found
@@ -436,7 +436,7 @@ GIVEN = [
 
 @pytest.mark.parametrize("given", GIVEN)
 def test_reads_back_what_it_gave(green, port, addresses, given):
-    """The connection string and its parameters are the application's own."""
+    """A connection shows the connection string and parameters that it was given."""
     dsn = given.format(port=port)
     conn = psycopg2.connect(dsn)
     assert conn.dsn == dsn
@@ -450,7 +450,7 @@ def test_reads_back_what_it_gave(green, port, addresses, given):
 
 
 def test_reads_back_without_a_password(green, port):
-    """A password is hidden, as without psycogreen."""
+    """A connection's connection string hides the password, as without psycogreen."""
     dsn = f"host=localhost port={port} user=with_password dbname=postgres"
     conn = psycopg2.connect(dsn, password="right")
     assert parse_dsn(conn.dsn) == {**parse_dsn(dsn), "password": "xxx"}
@@ -459,7 +459,7 @@ def test_reads_back_without_a_password(green, port):
 
 
 def test_reads_back_a_name_from_the_environment(green, port, user, monkeypatch):
-    """What the environment adds is a parameter, and not in the connection string."""
+    """A host from the environment is among the parameters, not in the connection string."""
     monkeypatch.setenv("PGHOST", "localhost")
     monkeypatch.setenv("PGPORT", str(port))
     with psycogreen.blocking():
@@ -473,7 +473,7 @@ def test_reads_back_a_name_from_the_environment(green, port, user, monkeypatch):
 
 
 def test_reads_back_of_a_replication_connection(green, port, user):
-    """What a connection class adds to the connection string stays in it."""
+    """The parameter that a replication connection adds stays in its connection string."""
     dsn = f"host=localhost port={port} user=postgres dbname=postgres"
     conn = psycopg2.connect(
         dsn, connection_factory=psycopg2.extras.LogicalReplicationConnection
@@ -498,7 +498,7 @@ def test_unpatched_attributes(green, dsn):
 
 @pytest.mark.parametrize("server", [silent_server, unreachable_server])
 def test_factory_after_a_silent_host(green, user, port, server):
-    """A silent host is left without another call of the connection factory."""
+    """The connection factory is called once, also if a host times out."""
     seen = []
 
     class Connection(psycopg2.extensions.connection):
@@ -516,7 +516,7 @@ def test_factory_after_a_silent_host(green, user, port, server):
     assert seen == [dsn, dsn]
     assert conn.dsn == dsn
     assert conn.info.port == port
-    # It is a whole connection: notices, queries, a large statement.
+    # The connection works: notices, queries, a large statement.
     cursor = conn.cursor()
     cursor.execute("do $$ begin raise notice 'here'; end $$")
     assert "here" in conn.notices[-1]
@@ -526,7 +526,7 @@ def test_factory_after_a_silent_host(green, user, port, server):
 
 
 def test_factory_with_its_own_close(green, user):
-    """A subclass whose close() needs more than there is yet does not mask the error."""
+    """A subclass whose close() fails before it is initialised does not mask the error."""
 
     class Connection(psycopg2.extensions.connection):
         def __init__(self, *args):
@@ -545,7 +545,7 @@ def test_factory_with_its_own_close(green, user):
 
 
 def test_factory_with_its_own_equality(green, user, port):
-    """A subclass need not be hashable, nor equal to itself."""
+    """A connection class need not be hashable or equal to itself."""
 
     class Connection(psycopg2.extensions.connection):
         __hash__ = None
@@ -562,7 +562,7 @@ def test_factory_with_its_own_equality(green, user, port):
 
 
 def test_error_of_a_factory(green, user, port):
-    """An error that a connection factory raises by itself comes out as it is."""
+    """An error that a connection factory raises itself is not changed."""
     error = psycopg2.OperationalError("no more of them", 42)
 
     def factory(dsn):
@@ -582,7 +582,7 @@ def test_error_of_a_factory(green, user, port):
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_random_host(green, user, port, answers):
-    """Hosts in a random order: one that was not tried is not said to have failed."""
+    """With random host order, the error does not name a host that was not tried."""
     other = port if answers else 1
     with closed_port() as refused:
         hosts = {
@@ -604,7 +604,7 @@ def test_random_host(green, user, port, answers):
 
 @pytest.fixture
 def held_resolver(green, monkeypatch):
-    """A resolver that answers when it is let go; tells the names it was asked for."""
+    """A resolver that answers when it is released, and records the names."""
     import _socket
 
     asked = []
@@ -625,7 +625,7 @@ def held_resolver(green, monkeypatch):
 
 
 def test_one_lookup_for_many(green, user, port, held_resolver):
-    """Greenlets that ask for the same name at once share one lookup."""
+    """Greenlets that look up the same name at the same time share one lookup."""
 
     def connect():
         psycopg2.connect(host="db.example", port=port, **user).close()
@@ -651,7 +651,7 @@ def test_lookups_are_not_kept(green, user, port, held_resolver):
 
 
 def test_lookups_share_a_thread(green, monkeypatch):
-    """One lookup after another takes the same native thread."""
+    """Consecutive lookups use the same native thread."""
     threads = []
 
     def getaddrinfo(host, *arguments):
@@ -669,7 +669,7 @@ def test_lookups_share_a_thread(green, monkeypatch):
 
 
 def test_limit_in_a_native_thread(green, user, port):
-    """A limit that is more than poll() can be told is no error."""
+    """A connect_timeout beyond the limit of poll() works in a native thread."""
     ended = []
 
     def connect():
@@ -690,7 +690,7 @@ def test_limit_in_a_native_thread(green, user, port):
 
 
 def test_name_with_pgpass(green, port, tmp_path, monkeypatch):
-    """.pgpass goes by the name, not by the address."""
+    """Libpq looks up the password in .pgpass by the name, not by the address."""
     passfile = tmp_path / "pgpass"
     passfile.write_text(f"localhost:{port}:*:with_password:right\n")
     passfile.chmod(0o600)
@@ -714,7 +714,7 @@ def test_url_and_factories(green, port):
 
 
 def test_asynchronous_connection_by_name(green, user, port, slow_resolver):
-    """psycopg2's own asynchronous connection does not stall on a name either."""
+    """An asynchronous connection resolves its name off the loop."""
     with green.ticking(10):
         conn = psycopg2.connect(host="db.example", port=port, async_=True, **user)
     assert slow_resolver == ["db.example"]
@@ -723,7 +723,7 @@ def test_asynchronous_connection_by_name(green, user, port, slow_resolver):
 
 
 def test_without_resolving(green, user, port):
-    """With resolve_hosts=False libpq resolves by itself."""
+    """With resolve_hosts=False, libpq resolves the name."""
     psycogreen.unpatch_psycopg()
     psycogreen.patch_psycopg(resolve_hosts=False)
     assert not psycogreen.status().resolve_hosts
@@ -733,7 +733,7 @@ def test_without_resolving(green, user, port):
 
 
 def test_service(green, user, port, tmp_path, monkeypatch):
-    """A service file names the host: libpq reads it, psycogreen does not."""
+    """Libpq resolves a name from a service file."""
     (tmp_path / "services").write_text(
         f"[here]\nhost=localhost\nport={port}\nuser=postgres\ndbname=postgres\n"
     )
@@ -743,7 +743,7 @@ def test_service(green, user, port, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dsn", ["nonsense", "host", "postgresql://[::1", "port=1,2,3"])
 def test_wrong_connection_string(green, dsn):
-    """What psycopg2 or libpq refuse, they refuse in their own words."""
+    """A wrong connection string raises the error of psycopg2 or libpq."""
     with psycogreen.blocking(), pytest.raises(psycopg2.Error) as expected:
         psycopg2.connect(dsn)
     with pytest.raises(psycopg2.Error) as caught:
@@ -753,7 +753,7 @@ def test_wrong_connection_string(green, dsn):
 
 
 def test_no_place_to_hook(green, dsn, monkeypatch):
-    """A psycopg2 without the function that is hooked: status says so, it connects."""
+    """A psycopg2 without _connect still connects, and status() shows that."""
     psycogreen.unpatch_psycopg()
     connect = psycopg2._connect
     monkeypatch.delattr(psycopg2, "_connect")
@@ -819,7 +819,7 @@ def test_first_connection_imports_nothing(green, script, port):
 
 
 def test_interrupted_while_connecting(green, user, connect):
-    """A Timeout while connecting comes out as it is; nothing is left open."""
+    """A Timeout while connecting is raised unchanged, and leaves no open socket."""
     connect()  # makes the hub, and the epoll set
     before = set(os.listdir("/proc/self/fd"))
     with silent_server() as port:

@@ -1,4 +1,4 @@
-"""COPY: as psycopg2 does it while it blocks, but cooperatively."""
+"""COPY works as in blocking psycopg2, but cooperatively."""
 
 import io
 
@@ -23,7 +23,7 @@ class BadFile:
 
 
 class Reader:
-    """A file to read only, which returns what it is given, whatever that is."""
+    """A file to read, which returns the given pieces."""
 
     def __init__(self, *pieces):
         """Return *pieces*, and no more."""
@@ -57,7 +57,7 @@ def text(rows):
 
 
 def outcome(connect, operation):
-    """Return all that an application can see of an operation."""
+    """Return everything that an application can see of an operation."""
     conn = connect()
     cursor = conn.cursor()
     cursor.execute("create temporary table copied (n int, t text)")
@@ -184,7 +184,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_same_as_blocking(green, connect, name):
-    """What comes out is what comes out while psycopg2 blocks."""
+    """A COPY method has the same results and errors as in blocking psycopg2."""
     if name == "closed cursor":
         for copies in (False, True):
             cursor = connect().cursor()
@@ -198,7 +198,7 @@ def test_same_as_blocking(green, connect, name):
 
 
 def test_large(green, table):
-    """Much more than a socket takes at once goes in and out whole, the loop goes on."""
+    """A COPY larger than the socket's buffer is complete in both directions."""
     data = text(300_000)
     with green.ticking(2):
         table.copy_from(io.StringIO(data), "copied", size=1_000_000)
@@ -211,13 +211,13 @@ def test_large(green, table):
 
 
 def test_slow_server(green, table):
-    """While the server thinks, other greenlets run."""
+    """Other greenlets run while the server works on a COPY."""
     with green.ticking():
         table.copy_expert("copy (select pg_sleep(0.2)) to stdout", io.StringIO())
 
 
 def test_file_waits(green, connect, table):
-    """The file is read and written in the calling greenlet, and may wait itself."""
+    """A file is read and written in the calling greenlet, and may wait cooperatively."""
     other = connect().cursor()
     rows = []
 
@@ -244,7 +244,7 @@ def test_file_waits(green, connect, table):
 
 
 def test_server_hangs_up_while_the_file_waits(green, connect, table):
-    """The end of the session is noticed, and is the error of any query."""
+    """If the session ends while the file waits, the COPY raises the usual error."""
     other = connect()
     other.autocommit = True
 
@@ -262,7 +262,7 @@ def test_server_hangs_up_while_the_file_waits(green, connect, table):
 
 
 def test_notices_during_copy(green, table):
-    """A server that has much to say while it is sent rows does not stop the COPY."""
+    """Many notices from the server while rows are sent do not stop the COPY."""
     table.execute("""
         create function pg_temp.tell() returns trigger language plpgsql as $$
         begin raise notice '%', repeat('x', 1000); return new; end $$;
@@ -277,7 +277,7 @@ def test_notices_during_copy(green, table):
 @pytest.mark.parametrize("way", ["in", "out"])
 @pytest.mark.parametrize("how", ["timeout", "kill"])
 def test_interrupted(green, connect, way, how):
-    """A timeout or kill ends the COPY at the server too, and closes the connection."""
+    """A timeout or kill ends the COPY on the server, and closes the connection."""
     conn, other = connect(), connect()
     other.autocommit = True
     pid = conn.info.backend_pid
@@ -324,7 +324,7 @@ def test_interrupted(green, connect, way, how):
 
 
 def test_write_fails_on_an_endless_copy(green, table):
-    """What the server still has to say is not waited for without end."""
+    """If write() fails during an endless COPY, the rest is cancelled, not read."""
     with green.ticking(), pytest.raises(ZeroDivisionError):
         table.copy_expert(
             "copy (select generate_series(1, 1000000000000)) to stdout",
@@ -335,7 +335,7 @@ def test_write_fails_on_an_endless_copy(green, table):
 
 
 def test_subclasses_and_existing_objects(green, connect):
-    """Cursors of any class have it, those too that existed before the patch."""
+    """Cursors of all classes can COPY, also those that existed before the patch."""
     psycogreen.unpatch_psycopg()
     conn = connect()
     before = conn.cursor(cursor_factory=extras.DictCursor)
@@ -377,7 +377,7 @@ def test_prepared_transaction(green, table):
 
 
 def test_async_connection(green, dsn):
-    """An asynchronous connection refuses COPY, as ever."""
+    """An asynchronous connection refuses COPY, as without psycogreen."""
     conn = psycopg2.connect(dsn, async_=True)
     extras.wait_select(conn)
     with pytest.raises(psycopg2.ProgrammingError, match="copy_to"):

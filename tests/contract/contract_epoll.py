@@ -22,7 +22,7 @@ get_ident = native.original("_thread", "get_ident")
 
 @pytest.fixture
 def settled(green, connect):
-    """Tell how often the set was looked into during some idle time."""
+    """Return how often the hub has looked into the set during some idle time."""
     probe = connect()
     probe.cursor().execute("select 1")
 
@@ -44,7 +44,7 @@ def query(conn, what="1"):
 
 
 def test_in_the_set(green, conn):
-    """A connection is in the set after its first query, and stays there."""
+    """A connection is in the epoll set after its first query, and stays there."""
     assert query(conn) == 1
     entry = epoll.entries[conn.fileno()]
     assert entry.conn() is conn
@@ -81,7 +81,7 @@ def test_server_hangs_up_on_an_idle_connection(green, connect, settled):
 
 
 def test_descriptor_used_again(green, connect):
-    """A new connection with a closed one's descriptor number has a wait of its own."""
+    """A connection that reuses the descriptor number of a closed one waits correctly."""
     numbers = set()
     for n in range(20):
         conn = connect()
@@ -92,7 +92,7 @@ def test_descriptor_used_again(green, connect):
 
 
 def test_descriptor_used_again_while_others_wait(green, connect):
-    """Reused descriptor numbers get waits of their own while others come and go."""
+    """Connections with reused descriptor numbers wait correctly beside others."""
 
     def work(n):
         for k in range(10):
@@ -106,7 +106,7 @@ def test_descriptor_used_again_while_others_wait(green, connect):
 
 
 def test_nothing_is_kept_alive(green, dsn, settled):
-    """The set keeps no connection alive; one dropped without close() is forgotten."""
+    """The epoll set keeps no connection alive, also without close()."""
     gc.collect()  # so that no lower number than that connection's becomes free
     conn = psycopg2.connect(dsn)
     query(conn)
@@ -122,7 +122,7 @@ def test_nothing_is_kept_alive(green, dsn, settled):
 
 
 def test_duplicate_of_a_closed_socket(green, connect, settled):
-    """A duplicate that somebody holds of a closed socket does not make it spin."""
+    """A duplicate of a closed socket does not make the loop spin."""
     conn = connect()
     query(conn)
     duplicate = os.dup(conn.fileno())
@@ -195,10 +195,10 @@ class SlowReader:
 
 
 def test_slow_write(green, connect, dsn, settled):
-    """A parameter that goes out slowly: the loop goes on, and does not spin.
+    """A parameter that is sent slowly does not make the loop spin.
 
-    Not even if the server speaks meanwhile, which psycopg2 does not read before it
-    has written all.
+    That also holds if the server sends something meanwhile, which psycopg2 does not read
+    before it has written everything.
     """
     proxy = SlowReader(int(parse_dsn(dsn)["port"]))
     conn = proxy.connect()
@@ -248,7 +248,7 @@ def test_slow_write_on_earlier_connection(green, dsn, autocommit):
 
 
 def test_killed_while_it_waits(green, connect, settled):
-    """A greenlet that is killed leaves nothing behind in the set."""
+    """A greenlet that is killed during a wait leaves nothing in the epoll set."""
     conn, other = connect(), connect()
     query(other)
     task = green.spawn(query, conn, "pg_sleep(60)")
@@ -264,7 +264,7 @@ def test_killed_while_it_waits(green, connect, settled):
 
 
 def test_killed_by_the_one_before_in_the_batch(green, connect, settled):
-    """Of two whose answers are there at once, the first one kills the second."""
+    """A greenlet may kill another one whose answer is in the same batch."""
     conns = [connect(), connect()]
     for conn in conns:
         query(conn)
@@ -294,7 +294,7 @@ def test_killed_by_the_one_before_in_the_batch(green, connect, settled):
 
 
 def test_switched_to_by_somebody(green, connect):
-    """A waiting greenlet that something else switches to continues to wait."""
+    """A waiting greenlet goes on waiting if other code switches to it."""
     conn = connect()
     query(conn)
     task = green.spawn(query, conn, "42 from pg_sleep(0.3)")
@@ -306,7 +306,7 @@ def test_switched_to_by_somebody(green, connect):
 
 
 def test_two_greenlets_on_one_asynchronous_connection(green, dsn):
-    """A second greenlet that waits for a connection is told; the first goes on."""
+    """A second greenlet that waits for an asynchronous connection gets an error."""
     conn = psycopg2.connect(dsn, async_=True)
     green.callback(conn)
     cursor = conn.cursor()
@@ -321,7 +321,7 @@ def test_two_greenlets_on_one_asynchronous_connection(green, dsn):
 
 
 def test_one_connection_in_two_threads(green, connect):
-    """A connection that changes threads is waited for where it is used."""
+    """A connection that another thread uses waits with that thread's loop."""
     conn = connect()
     assert query(conn, "1 from pg_sleep(0.05)") == 1
     first = epoll.entries[conn.fileno()].epoll_set
@@ -345,7 +345,7 @@ def test_one_connection_in_two_threads(green, connect):
 
 
 def test_two_threads_on_one_asynchronous_connection(green, dsn):
-    """A second thread that waits for a connection is told; the first goes on."""
+    """A second thread that waits for an asynchronous connection gets an error."""
     conn = psycopg2.connect(dsn, async_=True)
     green.callback(conn)
     cursor = conn.cursor()
@@ -370,7 +370,7 @@ def test_two_threads_on_one_asynchronous_connection(green, dsn):
 
 
 def test_thread_with_the_number_of_a_former_one(green, connect):
-    """A thread's number is used again; its connections wait where they are used."""
+    """A thread that reuses the number of an ended thread waits with its own loop."""
     conn = connect()
     outcome = []
 
@@ -396,7 +396,7 @@ def test_thread_with_the_number_of_a_former_one(green, connect):
 
 
 def test_taken_over_while_the_set_is_made_anew(green, connect, monkeypatch):
-    """A connection that another thread waits for meanwhile stays that thread's."""
+    """A connection that another thread takes over during a rebuild stays that thread's."""
     waiting, taken = connect(), connect()
     query(waiting)
     query(taken)
@@ -439,7 +439,7 @@ def test_taken_over_while_the_set_is_made_anew(green, connect, monkeypatch):
 
 
 def test_loops_in_many_threads(green, dsn):
-    """Each native thread's loop has a set of its own; all work at the same time."""
+    """The loops of several native threads work at the same time, each with its own set."""
     outcome = []
 
     def work():
@@ -477,7 +477,7 @@ def test_new_hub(green, script):
 
 
 def test_new_hub_while_the_former_is_waited_with(green, script):
-    """A greenlet that the former hub has left waiting keeps no connection there."""
+    """Connections use the new hub even if a greenlet still waits with the old one."""
     if green.name != "gevent":
         pytest.skip("eventlet's use_hub() is not for a hub that is waited with")
     if "libuv" in green.loop_name():
@@ -551,7 +551,7 @@ def test_process_ends_with_idle_connections(green, script):
 
 
 def test_loop_ends(green, script):
-    """Gevent's loop ends when nobody waits, and does not while somebody does."""
+    """Gevent's loop ends when no greenlet waits, and not before."""
     if green.name != "gevent":
         pytest.skip("eventlet's loop has no end but the process's")
     script(
@@ -578,7 +578,7 @@ def test_loop_ends(green, script):
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("name", ["hold", "release"])
 def test_wait_within_a_wait(green, connect, name, moment):
-    """What runs when a wait begins or ends, a destructor say, may wait itself."""
+    """A destructor that runs when a wait begins or ends may wait itself."""
     conn, inner, longer = connect(), connect(), connect()
     for each in conn, inner, longer:
         query(each)
@@ -607,7 +607,7 @@ def test_wait_within_a_wait(green, connect, name, moment):
 
 
 def test_interrupted_before_it_waits(green, connect, monkeypatch):
-    """An exception out of a signal's handler leaves nobody counted who waits."""
+    """An exception from a signal handler before the switch leaves no waiter counted."""
     conn = connect()
     query(conn)
     epoll_set = epoll.entries[conn.fileno()].epoll_set

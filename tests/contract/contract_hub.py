@@ -1,4 +1,4 @@
-"""What happens in the hub, and to it: failures, waits in it, its end."""
+"""The hub: failures in it, waits in it, and its end."""
 
 import errno
 import gc
@@ -54,7 +54,7 @@ def descriptors():
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_raw_greenlet_fails(green, connect, error):
-    """What a greenlet raises into the hub leaves all other waits in place."""
+    """An exception that a greenlet raises into the hub ends no other wait."""
     conns = [connect() for _ in range(3)]
     for conn in conns:
         query(conn)
@@ -79,7 +79,7 @@ def test_raw_greenlet_fails(green, connect, error):
 
 
 def test_failure_that_nobody_can_read(green, script):
-    """An error whose message cannot be printed leaves all other waits in place."""
+    """An error that cannot be printed ends no other wait."""
     script(
         """
         from greenlet import getcurrent, greenlet
@@ -105,7 +105,7 @@ def test_failure_that_nobody_can_read(green, script):
 
 
 def test_signal_handler_fails_in_the_hub(green, connect, monkeypatch):
-    """A signal handler that raises in the hub leaves the waits in place."""
+    """A signal handler that raises in the hub ends no wait."""
     if psycogreen.status().compiled:
         pytest.skip("no handler runs while it wakes greenlets in C")
     conn = connect()
@@ -124,7 +124,7 @@ def test_signal_handler_fails_in_the_hub(green, connect, monkeypatch):
 
 
 def test_no_descriptor_for_another_set(green, connect, monkeypatch, caplog):
-    """A set that cannot be replaced goes on, and is replaced when it can be."""
+    """An epoll set that cannot be replaced stays in use, and is replaced later."""
     conn, other = connect(), connect()
     query(conn)
     query(other)
@@ -151,7 +151,7 @@ def test_no_descriptor_for_another_set(green, connect, monkeypatch, caplog):
 
 
 def test_connection_is_closed_and_the_set_replaced(green, dsn, connect):
-    """Who waits for a connection that is closed is told when the set is replaced."""
+    """A wait for a closed connection ends with an error when the set is replaced."""
     conn, other = psycopg2.connect(dsn, async_=True), connect()
     green.callback(conn)
     query(other)
@@ -209,7 +209,7 @@ def test_connection_is_closed_under_a_wait(green, dsn, connect):
 
 
 def test_query_while_an_entry_is_made(green, connect, monkeypatch):
-    """A destructor that queries while a connection is noted loses nothing."""
+    """A destructor that queries while an entry is made disturbs no wait."""
     inner, conn = connect(), connect()
     query(inner)
     entry = epoll.Entry
@@ -226,7 +226,7 @@ def test_query_while_an_entry_is_made(green, connect, monkeypatch):
 
 
 def test_query_between_two_waits_of_one_query(green, connect, monkeypatch):
-    """A destructor that queries between two waits of a query disturbs neither."""
+    """A destructor that queries between two waits of a query disturbs neither wait."""
     inner, conn = connect(), connect()
     conn.autocommit = True
     query(inner)
@@ -249,7 +249,7 @@ def test_query_between_two_waits_of_one_query(green, connect, monkeypatch):
 
 
 def test_sleep_amid_a_wait(green, connect, monkeypatch):
-    """A destructor that sleeps before a wait has begun is not woken in its place."""
+    """A destructor that sleeps before a wait begins is not woken by its answer."""
     conn = connect()
     query(conn)
     loop = epoll.entries[conn.fileno()].epoll_set.hub
@@ -270,7 +270,7 @@ def test_sleep_amid_a_wait(green, connect, monkeypatch):
 
 
 def test_query_while_the_loop_is_held(green, script):
-    """Nor does one that queries in between let the loop end under the outer wait."""
+    """A destructor that queries while the loop is held does not let the loop end."""
     script(
         """
         from contract_hub import query as ask
@@ -351,7 +351,7 @@ def warnings(caplog):
 
 
 def test_query_in_the_hub(green, connect, dsn, caplog):
-    """A query in the hub, of a destructor say, stops the loop for a short time."""
+    """A query in the hub, such as a destructor's, stops the loop for a short time."""
     conn = connect()
     assert query(conn) == 1
     other = green.spawn(query, connect(), "43 from pg_sleep(0.1)")
@@ -381,7 +381,7 @@ def test_commit_in_the_hub(green, connect):
 
 
 def test_long_query_in_the_hub(green, conn, connect, monkeypatch):
-    """A query that takes long is an error there: the loop does not stand still."""
+    """A long query in the hub raises an error, so that the loop goes on."""
     query(conn)
     monkeypatch.setattr(hub, "LONGEST_STALL", 0.1)
     error = in_hub(green, partial(query, conn, "pg_sleep(60)"))
@@ -399,7 +399,7 @@ def test_limit_in_the_hub(green, conn):
 
 
 def test_collected_in_the_hub(green, connect):
-    """A connection that the collector's destructor uses in the hub stays alive."""
+    """A connection that a destructor uses in the hub stays usable."""
     conn = connect()
     query(conn)
 
@@ -419,7 +419,7 @@ def test_collected_in_the_hub(green, connect):
 
 
 def test_without_assertions(green, script):
-    """With python -O a wait in the hub is the same."""
+    """A wait in the hub works with python -O."""
     script(
         """
         from contract_hub import in_hub, query as ask
@@ -497,7 +497,7 @@ def own_leak(function):
 
 
 def test_thread_pool_that_ends(green, dsn):
-    """The threads of gevent's pool, which destroy their hubs, leave nothing behind."""
+    """Ended threads of gevent's pool, which destroy their hubs, leave no descriptor."""
     if green.name != "gevent":
         pytest.skip("eventlet's threads for blocking calls have no end")
     from gevent.threadpool import ThreadPool
@@ -518,7 +518,7 @@ def test_thread_pool_that_ends(green, dsn):
 
 
 def test_hubs_that_end(green, script):
-    """A hub that takes another one's place takes the former one's set away."""
+    """The epoll set of a hub is closed when another hub replaces that hub."""
     if os.environ.get("EVENTLET_HUB") == "asyncio":
         pytest.skip("eventlet's asyncio hub cannot be made twice in a thread")
     script(
@@ -559,7 +559,7 @@ def test_connections_that_end(green, dsn):
 
 
 def test_query_while_a_hub_is_destroyed(green, dsn):
-    """A destructor that queries then waits natively, and keeps its connection."""
+    """A destructor that queries while a hub is destroyed blocks, and keeps its connection."""
     if green.name != "gevent":
         pytest.skip("eventlet's hubs are not destroyed")
     from gevent.exceptions import HubDestroyed, LoopExit
@@ -611,7 +611,7 @@ def test_interruption_after_a_hub_was_destroyed(green, dsn):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_fork_after_a_hub_was_destroyed(green, script):
-    """A destroyed hub keeps no other set from being left to the parent."""
+    """A forked child leaves all epoll sets to the parent, also after a hub was destroyed."""
     if green.name != "gevent":
         pytest.skip("eventlet's hubs are not destroyed")
     script(

@@ -23,7 +23,7 @@ native_sleep = native.original("time", "sleep")
 
 @pytest.fixture
 def is_active(connect):
-    """Tell whether a backend still works on a query; wait for its end, ten seconds."""
+    """Return whether a backend still works on a query; wait up to ten seconds for its end."""
     cursor = connect().cursor()
     cursor.connection.autocommit = True
 
@@ -42,7 +42,7 @@ def is_active(connect):
 
 
 def test_timeout_cancels(green, conn, is_active):
-    """A Timeout ends the query on the server, and comes out as it is."""
+    """A Timeout ends the query on the server, and is raised unchanged."""
     pid = conn.info.backend_pid
     timeout = green.Timeout(0.1)
     with pytest.raises(green.Timeout) as caught, timeout:
@@ -97,7 +97,7 @@ def test_wait_timeout_cancels(green, conn, is_active):
 
 
 def test_locks_are_released(green, connect):
-    """What the interrupted transaction had locked is free again."""
+    """The locks of an interrupted transaction are released."""
     holder, other = connect(), connect()
     cursor = holder.cursor()
     cursor.execute("select pg_advisory_xact_lock(4711)")
@@ -125,7 +125,7 @@ def test_not_cancelled_unless_enabled(green, connect, is_active):
 
 
 def test_errors_do_not_cancel(green, conn, monkeypatch):
-    """An error of the query's own is not an interruption."""
+    """An error of the query itself does not send a cancel request."""
     cancelled = []
     monkeypatch.setattr(
         "psycogreen._wait.callback.cancel", lambda *args: cancelled.append(args)
@@ -136,7 +136,7 @@ def test_errors_do_not_cancel(green, conn, monkeypatch):
 
 
 def test_asynchronous_connection_is_left_alone(green, dsn, connect, is_active):
-    """An asynchronous connection is its application's: the query goes on."""
+    """The query of an asynchronous connection goes on after an interrupted wait."""
     holder = connect().cursor()
     holder.execute("select pg_advisory_lock(1)")
     conn = psycopg2.connect(dsn, async_=True)
@@ -220,7 +220,7 @@ def proxy(dsn):
 
 
 def test_silent_server(green, proxy, caplog, monkeypatch):
-    """A server that takes no cancel request delays nobody for long, and no loop."""
+    """A server that accepts no cancel request delays the wait by only one second."""
     monkeypatch.setattr(cancel, "CANCEL_WAIT", 1)
     conn = psycopg2.connect(
         f"host=127.0.0.1 port={proxy.port} user=postgres dbname=postgres"
@@ -246,7 +246,7 @@ def through(proxy):
 
 
 def test_asked_to_cancel_by_a_silent_server(green, proxy):
-    """connection.cancel() waits for the server alone: the loop goes on."""
+    """The loop goes on while connection.cancel() waits for the server."""
     conn = through(proxy)
     task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
     with green.ticking(20), pytest.raises(green.Timeout), green.Timeout(0.2):
@@ -256,7 +256,7 @@ def test_asked_to_cancel_by_a_silent_server(green, proxy):
 
 
 def test_asked_to_cancel_and_refused(green, proxy):
-    """connection.cancel() raises what psycopg2's own raises."""
+    """connection.cancel() raises the error of psycopg2's own method."""
     conn = through(proxy)
     task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
     green.sleep(0)
@@ -267,7 +267,7 @@ def test_asked_to_cancel_and_refused(green, proxy):
 
 
 def test_asked_to_cancel_in_the_hub_and_refused(green, proxy, caplog):
-    """Where nobody waits for the request, what goes wrong is logged."""
+    """connection.cancel() in the hub logs an error, since it cannot wait for it."""
     conn = through(proxy)
     task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
     green.sleep(0)
@@ -382,7 +382,7 @@ def test_interrupted_while_it_is_woken(green, monkeypatch):
 
 
 def test_interrupted_again(green, proxy, monkeypatch):
-    """A second interruption, while the cancel is waited for, is not lost."""
+    """A second interruption during the wait for the cancel request is not lost."""
     monkeypatch.setattr(cancel, "CANCEL_WAIT", 30)
     conn = psycopg2.connect(
         f"host=127.0.0.1 port={proxy.port} user=postgres dbname=postgres"
@@ -408,12 +408,12 @@ def test_interrupted_again(green, proxy, monkeypatch):
 
 
 class OwnExit(GreenletExit):
-    """A kill of an application's own."""
+    """An application's own kind of kill."""
 
 
 @pytest.mark.parametrize("kill", [(), (OwnExit(),)], ids=["usual", "own"])
 def test_killed_and_closed(green, connect, kill):
-    """The connection of a killed greenlet can be closed at once."""
+    """The connection of a killed greenlet can be closed immediately."""
     conn = connect()
     task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
     green.sleep(0.1)
@@ -423,7 +423,7 @@ def test_killed_and_closed(green, connect, kill):
 
 @pytest.mark.parametrize("end", ["sys.exit()", "os.kill(os.getpid(), signal.SIGINT)"])
 def test_process_ends(green, dsn, connect, end):
-    """A process that ends in the middle of queries leaves none of them running."""
+    """A process that ends during queries leaves none of them running."""
     code = f"""
 import os, signal, sys, psycopg2, psycogreen, frameworks
 from run import patch

@@ -1,4 +1,4 @@
-"""Large objects: as psycopg2 has them while it blocks, but cooperatively."""
+"""Large objects work as in blocking psycopg2, but cooperatively."""
 
 import time
 
@@ -21,7 +21,7 @@ class Subclass(extensions.lobject):
 
 
 def use(conn, path):
-    """Use the whole interface of a large object; return all that comes out."""
+    """Use the whole interface of a large object; return all results."""
     thing = conn.lobject(0, "wb", 0)
     oid = thing.oid
     seen = [thing.mode, thing.write(b"some data"), thing.tell(), thing.seek(-4, 2)]
@@ -58,14 +58,14 @@ def use(conn, path):
 
 
 def test_same_as_blocking(green, connect, tmp_path):
-    """What comes out is what comes out while psycopg2 blocks."""
+    """Large objects have the same results and errors as in blocking psycopg2."""
     with psycogreen.blocking():
         expected = use(connect(), tmp_path / "expected")
     assert use(connect(), tmp_path / "copy") == expected
 
 
 def test_large(green, conn):
-    """20 MB go in and out at once, and the loop goes on."""
+    """A large object of 20 MB is written and read in one call; the loop goes on."""
     thing = conn.lobject(mode="wb")
     with green.ticking(1):
         assert thing.write(LARGE) == len(LARGE)
@@ -75,7 +75,7 @@ def test_large(green, conn):
 
 
 def test_beyond_2_gb(green, conn):
-    """Positions need more than 31 bits."""
+    """Positions beyond 2 GB in a large object work."""
     far = 3 * 2**30
     thing = conn.lobject(mode="wb")
     assert thing.seek(far) == far
@@ -87,7 +87,7 @@ def test_beyond_2_gb(green, conn):
 
 
 def test_between_queries(green, conn):
-    """Queries on the same connection, before and after, wait cooperatively."""
+    """Queries before and after the use of a large object wait cooperatively."""
     cursor = conn.cursor()
     for _ in range(3):
         thing = conn.lobject(mode="wb")
@@ -99,7 +99,7 @@ def test_between_queries(green, conn):
 
 
 def test_other_ways_to_make_it(green, conn):
-    """An object that was made while psycopg2 blocks is cooperative from the next call."""
+    """A large object that was made in blocking mode is cooperative from its next call."""
     with psycogreen.blocking():
         thing = conn.lobject(mode="wb")
     assert thing.write(LARGE) == len(LARGE)
@@ -135,7 +135,7 @@ def until_it_waits(green, conn, connect):
 
 @pytest.mark.parametrize("name", ["commit", "rollback", "query", "large object"])
 def test_others_wait_their_turn(green, locked, connect, name):
-    """What another greenlet does with the connection waits for the call's end."""
+    """Other greenlets wait for the end of a large object's call to use the connection."""
     conn, thing, other = locked
 
     def use():
@@ -160,7 +160,7 @@ def test_others_wait_their_turn(green, locked, connect, name):
 
 @pytest.mark.parametrize("how", ["timeout", "kill"])
 def test_interrupted(green, locked, how):
-    """A timeout or kill closes the connection; the loop does not stand still."""
+    """A timeout or kill during a large object's call closes the connection."""
     conn, thing, other = locked
     ended = []
 
@@ -185,7 +185,7 @@ def test_interrupted(green, locked, how):
 
 
 def test_server_hangs_up(green, connect):
-    """The end of the session is an error, and closes the connection."""
+    """If the session ends during a large object's call, the connection is closed."""
     conn, other = connect(), connect()
     other.autocommit = True
     thing = conn.lobject(mode="wb")
@@ -198,7 +198,7 @@ def test_server_hangs_up(green, connect):
 
 
 def test_two_at_once(green, conn):
-    """Calls of two greenlets on one connection take turns."""
+    """Large object calls of two greenlets on one connection take turns."""
     things = [conn.lobject(mode="wb") for _ in range(2)]
     tasks = [green.spawn(thing.write, LARGE) for thing in things]
     assert [green.wait(task) for task in tasks] == [len(LARGE)] * 2

@@ -17,7 +17,7 @@ GREENLETS = 50
 
 
 class Answered:
-    """Stands in for a connection whose answer is there whenever it is waited for."""
+    """Stands in for a connection whose answer has always arrived."""
 
     def __init__(self):
         """Be readable."""
@@ -44,10 +44,10 @@ class Answered:
 
 
 class Broken(Answered):
-    """The same, but the server goes away while it is waited for."""
+    """Stands in for a connection whose server ends the session during the wait."""
 
     def poll(self):
-        """Return what comes next, or raise what the server's end would."""
+        """Return the next state, or raise the error of an ended session."""
         state = super().poll()
         if state == POLL_OK:
             raise psycopg2.OperationalError
@@ -55,7 +55,7 @@ class Broken(Answered):
 
 
 def counts():
-    """Return how many objects there are, and references to such as always stay."""
+    """Return the number of objects, and the references to some permanent objects."""
     gc.collect()
     staying = [None, POLL_OK, POLL_READ, Entry, EpollSet, *epoll._sets]
     return [sys.getallocatedblocks(), *map(sys.getrefcount, staying)]
@@ -63,7 +63,7 @@ def counts():
 
 def leaked(work):
     """Return how many objects, or references, there are after *work*, but not before."""
-    work()  # what is made once, and kept
+    work()  # makes the objects that are made once and kept
     before = counts()
     work()
     return max(after - former for after, former in zip(counts(), before, strict=True))
@@ -118,7 +118,7 @@ def test_errors(green):
 
 
 def test_refusals(green, connect):
-    """Waits that are refused, since another greenlet waits already, leave no object behind."""
+    """Waits that are refused, because another greenlet waits, leave no object behind."""
     conn = connect()
     task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
     green.sleep(0.1)

@@ -42,7 +42,7 @@ def query(dsn):
 
 
 def test_native_thread(green, dsn):
-    """A native thread without a loop simply waits; no hub is made for it."""
+    """A query in a native thread without a loop blocks, and makes no hub."""
 
     def work():
         answer = query(dsn)
@@ -69,7 +69,7 @@ def test_native_thread_with_a_limit(green, dsn):
 
 
 def test_native_thread_beside_the_loop(green, dsn):
-    """While a native thread waits, the loop of the main thread goes on."""
+    """The main thread's loop goes on while a native thread waits."""
     done = []
 
     def work():
@@ -85,7 +85,7 @@ def test_native_thread_beside_the_loop(green, dsn):
 
 
 def test_native_thread_with_a_loop(green, dsn):
-    """A native thread that runs a loop of its own waits with that."""
+    """A native thread with its own loop waits with that loop."""
 
     def work():
         with green.ticking():
@@ -95,7 +95,7 @@ def test_native_thread_with_a_loop(green, dsn):
 
 
 def test_patched_thread(green, dsn):
-    """What threading makes of a thread, once patched, is a greenlet like others."""
+    """A monkey-patched thread waits like any greenlet."""
     answers = []
     threads = [
         threading.Thread(target=lambda: answers.append(query(dsn))) for _ in range(5)
@@ -118,7 +118,7 @@ def test_thread_pool(green, dsn):
     "before", [True, False], ids=["used before", "not used before"]
 )
 def test_fork(green, script, before):
-    """After a fork parent and child wait each with a loop of their own."""
+    """After a fork, parent and child each wait with their own loop."""
     if not before and os.environ.get("EVENTLET_HUB") == "asyncio":
         pytest.skip("eventlet's asyncio hub cannot be forked before it has run")
     script(
@@ -137,10 +137,10 @@ def test_fork(green, script, before):
 
 
 def test_fork_during_queries(green, script):
-    """A fork in the middle of queries leaves the parent's alone.
+    """A fork during queries does not disturb the parent's queries.
 
-    Not one in the middle of connecting: there eventlet's hub itself waits for the
-    socket, whose epoll descriptor it goes on sharing with the child's.
+    A fork during connecting may: there eventlet's hub itself waits for the socket, and
+    shares its epoll descriptor with the child's hub.
     """
     script(
         """
@@ -164,7 +164,7 @@ def test_fork_during_queries(green, script):
 
 
 def test_parent_ends(green, script):
-    """A child does not spin when the server hangs up on a connection it inherited."""
+    """A child does not spin when the server closes an inherited connection."""
     output = script(
         """
         import time
@@ -189,7 +189,7 @@ def test_parent_ends(green, script):
 
 
 def test_fork_in_the_middle_of_a_batch(green, script):
-    """A child leaves alone what was ready when the fork came."""
+    """A fork during a batch of events does not wake waits of the parent in the child."""
     script(
         """
         from psycogreen._wait import native
@@ -231,7 +231,7 @@ def spawned(backend, dsn):
 
 
 def test_multiprocessing_fork(green, script):
-    """A child that multiprocessing has forked queries with a loop of its own.
+    """A child that multiprocessing has forked queries with its own loop.
 
     Its end is awaited without the framework: gevent may miss it (a child's signal
     that comes while the fork is under way is lost, without psycopg2 as well).
@@ -251,7 +251,7 @@ def test_multiprocessing_fork(green, script):
 
 
 def test_multiprocessing_spawn(green, script, dsn):
-    """A child that multiprocessing has spawned patches and queries by itself."""
+    """A child that multiprocessing has spawned can patch and query."""
     script(
         f"""
         import multiprocessing
@@ -287,5 +287,5 @@ def test_atexit(green, script):
 
 
 def test_module_level(green, script):
-    """The first thing a program does may be a query: the hub is made for it."""
+    """A query may be the first wait of a program: it makes the hub."""
     assert script("print(query())").strip().endswith("42")

@@ -1,4 +1,4 @@
-"""Whatever psycopg2 can be asked to do, it does while the loop goes on."""
+"""Every kind of query works while the loop goes on."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ SLEEP = "pg_sleep(0.1)"
 
 
 def test_backend(green):
-    """The loop, and the wait, are those that were asked for, not a default."""
+    """The loop and the twin are those that the backend selects."""
     [(variable, value)] = BACKENDS[os.environ["PSYCOGREEN_TEST_BACKEND"]].items()
     pure = variable == "PSYCOGREEN_PURE"
     assert psycogreen.status().compiled is not pure
@@ -34,7 +34,7 @@ def test_status(green):
 
 
 def test_query(green, conn):
-    """A query returns its rows, and others run meanwhile."""
+    """A query returns its rows, and other greenlets run meanwhile."""
     cursor = conn.cursor()
     with green.ticking():
         cursor.execute(f"select %s, {SLEEP}", ("hello",))
@@ -43,7 +43,7 @@ def test_query(green, conn):
 
 @pytest.mark.full
 def test_long_query(green, conn):
-    """The loop goes on all the while that a 10 second query runs."""
+    """The loop goes on during a query of 10 seconds."""
     with green.ticking(at_least=500) as ticker:
         conn.cursor().execute("select pg_sleep(10)")
     # 50 ms is the aim and the figure to expect; the bound allows for noise.
@@ -52,7 +52,7 @@ def test_long_query(green, conn):
 
 
 def test_queries_overlap(green, connect):
-    """Queries on several connections run at once, as the server sees them."""
+    """Queries on several connections run concurrently on the server."""
     conns = [connect() for _ in range(20)]
     observer = connect().cursor()
 
@@ -92,7 +92,7 @@ def test_error(green, conn):
 
 
 def test_transaction(green, connect):
-    """Commit and rollback do what they say."""
+    """A commit keeps the changes, and a rollback undoes them."""
     conn, other = connect(), connect()
     cursor = conn.cursor()
     cursor.execute("drop table if exists transaction_test")
@@ -109,7 +109,7 @@ def test_transaction(green, connect):
 
 
 def test_deferred_commit(green, conn):
-    """A commit that takes its time lets others run as well."""
+    """Other greenlets run during a long commit."""
     cursor = conn.cursor()
     cursor.execute(
         """
@@ -128,7 +128,7 @@ def test_deferred_commit(green, conn):
 
 
 def test_lock(green, connect):
-    """One greenlet waits for a row that another one has locked."""
+    """A greenlet waits for a row that another one has locked; the loop goes on."""
     holder, waiter = connect(), connect()
     setup = holder.cursor()
     setup.execute("drop table if exists lock_test")
@@ -151,7 +151,7 @@ def test_lock(green, connect):
 
 
 def test_named_cursor(green, conn):
-    """A server-side cursor fetches in portions."""
+    """A server-side cursor fetches its rows in portions."""
     with conn.cursor("portions") as cursor:
         cursor.itersize = 3
         with green.ticking():
@@ -162,7 +162,7 @@ def test_named_cursor(green, conn):
 
 
 def test_executemany(green, conn):
-    """Many statements wait one after the other."""
+    """executemany() waits cooperatively for each statement."""
     cursor = conn.cursor()
     cursor.execute("create temporary table many (n int)")
     with green.ticking():
@@ -195,7 +195,7 @@ def test_notice(green, conn):
 
 
 def test_notify(green, connect):
-    """A listener waits for its socket, and finds the notification there."""
+    """A listener that waits for its socket receives a notification."""
     listener, sender = connect(), connect()
     for conn in listener, sender:
         conn.set_session(autocommit=True)
@@ -215,7 +215,7 @@ def test_notify(green, connect):
 
 
 def test_large_result(green, conn):
-    """A result of 50 MB comes in whole."""
+    """A result of 50 MB is complete."""
     cursor = conn.cursor()
     with green.ticking():
         cursor.execute("select n, repeat('x', 1000) from generate_series(1, 50000) n")
@@ -224,7 +224,7 @@ def test_large_result(green, conn):
 
 
 def test_large_parameter(green, conn):
-    """A parameter of 20 MB goes out whole."""
+    """A parameter of 20 MB arrives complete."""
     cursor = conn.cursor()
     text = "0123456789" * 2_000_000
     with green.ticking():
@@ -251,18 +251,18 @@ def test_asynchronous_connection(green, dsn):
 
 
 def test_ssl_refused(green, dsn):
-    """A server without SSL, when SSL is required, is an ordinary error."""
+    """If SSL is required and the server has none, connecting raises the usual error."""
     with pytest.raises(psycopg2.OperationalError, match="SSL"):
         psycopg2.connect(dsn, sslmode="require")
 
 
 def test_ssl_preferred(green, dsn):
-    """A server without SSL, when SSL is preferred, is connected to in plain text."""
+    """If SSL is preferred and the server has none, the connection is unencrypted."""
     psycopg2.connect(dsn, sslmode="prefer").close()
 
 
 def test_password(green, dsn):
-    """The right password lets one in and a wrong one is an ordinary error."""
+    """The right password connects, and a wrong one raises the usual error."""
     user = {"user": "with_password"}
     psycopg2.connect(dsn, **user, password="right").close()
     with pytest.raises(
@@ -272,13 +272,13 @@ def test_password(green, dsn):
 
 
 def test_connection_refused(green):
-    """A port where nobody listens is an ordinary error."""
+    """A port without a server raises the usual error."""
     with pytest.raises(psycopg2.OperationalError, match="refused"):
         psycopg2.connect("host=127.0.0.1 port=1")
 
 
 def test_terminated(green, connect):
-    """A backend that is terminated in the middle of a query is an ordinary error."""
+    """A backend that is terminated during a query raises the usual error."""
     conn, other = connect(), connect()
     task = green.spawn(conn.cursor().execute, "select pg_sleep(10)")
     with green.ticking():
@@ -324,7 +324,7 @@ LOST = [
 
 @pytest.mark.parametrize(("name", "state"), LOST)
 def test_error_of_an_ended_session(green, connect, name, state):
-    """It has the same class, pgerror, and cursor as when psycopg2 blocks."""
+    """The error of an ended session has the class, pgerror and cursor of blocking mode."""
 
     def fail():
         conn, other = connect(), connect()
@@ -346,7 +346,7 @@ def test_error_of_an_ended_session(green, connect, name, state):
 
 
 def test_isolation_level(green, connect):
-    """Setting up a session waits in green mode too."""
+    """Setting the isolation level waits cooperatively."""
     conn = connect()
     conn.set_session(isolation_level=extensions.ISOLATION_LEVEL_SERIALIZABLE)
     cursor = conn.cursor()
@@ -355,7 +355,7 @@ def test_isolation_level(green, connect):
 
 
 def test_client_encoding(green, conn):
-    """set_client_encoding(), which sends a query, waits in green mode."""
+    """set_client_encoding(), which sends a query, waits cooperatively."""
     conn.set_client_encoding("LATIN1")
     cursor = conn.cursor()
     cursor.execute("select 'é'")

@@ -1,4 +1,4 @@
-"""Replication: as psycopg2 does it while it blocks, but cooperatively."""
+"""Replication works as in blocking psycopg2, but cooperatively."""
 
 import uuid
 
@@ -10,7 +10,7 @@ import psycogreen
 
 
 class Stop(Exception):
-    """What a consumer ends the stream with."""
+    """The exception by which a consumer ends the stream."""
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def inserted(message):
 
 
 def test_consume_stream(green, table, replicate):
-    """Messages come while other greenlets run; what the consumer raises comes out."""
+    """consume_stream() lets other greenlets run, and raises the consumer's exception."""
     cursor = replicate()
     cursor.start_replication(slot_name=cursor.slot, decode=True, status_interval=1)
     seen = []
@@ -79,7 +79,7 @@ def test_consume_stream(green, table, replicate):
 
 
 def test_read_message(green, table, replicate):
-    """A message can be asked for, without a wait."""
+    """read_message() returns a message without waiting."""
     cursor = replicate()
     cursor.start_replication(slot_name=cursor.slot, decode=True)
     table.execute("insert into replicated values ('one')")
@@ -95,7 +95,7 @@ def test_read_message(green, table, replicate):
 
 
 def test_feedback_in_time(green, replicate, table):
-    """While nothing comes, the server hears from the consumer at each interval."""
+    """The server gets feedback at each status_interval, also without messages."""
     cursor = replicate()
     cursor.start_replication(slot_name=cursor.slot, status_interval=1)
     task = green.spawn(cursor.consume_stream, lambda message: None)
@@ -109,7 +109,7 @@ def test_feedback_in_time(green, replicate, table):
 
 
 def test_errors(green, replicate):
-    """What is wrong is refused in psycopg2's words."""
+    """Wrong arguments of the replication methods raise psycopg2's errors."""
     cursor = replicate()
     with pytest.raises(psycopg2.ProgrammingError, match="call start_replication first"):
         cursor.consume_stream(print)
@@ -131,7 +131,7 @@ def test_errors(green, replicate):
 
 
 def test_interrupted(green, replicate):
-    """A Timeout around the loop ends it; nothing stands still."""
+    """A Timeout around consume_stream() ends it."""
     cursor = replicate()
     cursor.start_replication(slot_name=cursor.slot)
     with green.ticking(), pytest.raises(green.Timeout), green.Timeout(0.2):
@@ -139,7 +139,7 @@ def test_interrupted(green, replicate):
 
 
 def test_steps_aside(green, replicate):
-    """Inside blocking() psycopg2's own is used."""
+    """Inside blocking(), psycopg2's own replication methods are used."""
     cursor = replicate()
     with psycogreen.blocking():
         cursor.start_replication(slot_name=cursor.slot)

@@ -1,4 +1,4 @@
-"""Connections that several greenlets use, and native threads: they take turns."""
+"""Greenlets and native threads that share a connection take turns."""
 
 import gc
 import time
@@ -57,7 +57,7 @@ def watch(connect):
 
 
 def until(condition):
-    """Let others run until the condition holds."""
+    """Let other greenlets run until the condition holds."""
     deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
@@ -73,7 +73,7 @@ def query(conn):
 
 @pytest.fixture
 def busy(green, conn, held, watch):
-    """A connection that a greenlet is in a query with; its end, and that greenlet."""
+    """A connection on which a greenlet makes a query, and the means to end it."""
     task = green.spawn(query, conn)
     watch(conn.info.backend_pid)
 
@@ -125,7 +125,7 @@ METHODS = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_waits_its_turn(green, busy, name):
-    """A call that takes the lock waits for the query, and the loop goes on."""
+    """A method that takes the connection's lock waits for its turn; the loop goes on."""
     task = busy.queue(METHODS[name], busy.conn)
     with green.ticking():
         time.sleep(0.05)
@@ -139,7 +139,7 @@ def test_waits_its_turn(green, busy, name):
     "name", ["fetchone", "fetchmany", "fetchall", "__next__", "scroll", "close"]
 )
 def test_named_cursor_waits_its_turn(green, conn, held, watch, name):
-    """So does a named cursor, of which others are in the middle of."""
+    """A method of a named cursor waits for its turn."""
     cur = conn.cursor("named", cursor_factory=DictCursor, scrollable=True)
     cur.execute("select generate_series(1, 10)")
     cur.fetchone()
@@ -159,7 +159,7 @@ def test_named_cursor_waits_its_turn(green, conn, held, watch, name):
 
 
 def test_iteration_over_a_named_cursor_waits(green, conn, held, watch):
-    """A loop over a named cursor waits for its turn before each piece."""
+    """An iteration over a named cursor waits for its turn before each portion."""
     cur = conn.cursor("named")
     cur.itersize = 2
     cur.execute("select generate_series(1, 5)")
@@ -176,7 +176,7 @@ def test_iteration_over_a_named_cursor_waits(green, conn, held, watch):
 
 @pytest.mark.parametrize("attribute", ["isolation_level", "readonly", "deferrable"])
 def test_attribute_waits_its_turn(green, conn, held, watch, attribute):
-    """Setting an attribute makes a query in autocommit, and waits for its turn."""
+    """Setting an attribute waits for its turn, since it makes a query in autocommit."""
     conn.autocommit = True
     owner = green.spawn(query, conn)
     watch(conn.info.backend_pid)
@@ -190,7 +190,7 @@ def test_attribute_waits_its_turn(green, conn, held, watch, attribute):
 
 
 def test_client_side_rows_need_no_turn(green, conn, held, watch):
-    """Rows that are here already are fetched during another one's query."""
+    """Rows that were received already can be fetched during another greenlet's query."""
     cur = conn.cursor()
     cur.execute("select generate_series(1, 5)")
     owner = green.spawn(query, conn)
@@ -205,7 +205,7 @@ def test_client_side_rows_need_no_turn(green, conn, held, watch):
 
 
 def test_first_come_first_served(green, busy):
-    """They have their turns in the order in which they came."""
+    """Greenlets get their turns in the order of their calls."""
     order = []
 
     def work(n):
@@ -221,7 +221,7 @@ def test_first_come_first_served(green, busy):
 
 
 def test_former_owner_comes_last(green, conn, held, watch):
-    """One that goes on with another query stands in the queue like the others."""
+    """A greenlet that makes another query goes to the end of the queue."""
     order = []
 
     def owner():
@@ -245,7 +245,7 @@ def test_former_owner_comes_last(green, conn, held, watch):
 
 
 def test_timeout_leaves_the_queue(green, busy):
-    """One that runs out of time leaves the queue; the query is not its own."""
+    """A Timeout in the queue leaves it, and does not cancel the query under way."""
     caught = []
 
     def work():
@@ -264,7 +264,7 @@ def test_timeout_leaves_the_queue(green, busy):
 
 
 def test_kill_leaves_the_queue(green, busy):
-    """One that is killed leaves the queue, and those behind it come earlier."""
+    """A greenlet that is killed in the queue leaves it; the next ones move up."""
     order = []
     tasks = [
         busy.queue(lambda n=n: (busy.conn.commit(), order.append(n))) for n in range(3)
@@ -278,7 +278,7 @@ def test_kill_leaves_the_queue(green, busy):
 
 
 def test_killed_with_the_turn_just_given(green, conn, held, watch):
-    """One that is killed when its turn has come, before it runs, gives the turn on."""
+    """A greenlet that is killed after it got the turn, before it runs, passes it on."""
     queued = []
 
     def owner():
@@ -299,7 +299,7 @@ def test_killed_with_the_turn_just_given(green, conn, held, watch):
 
 
 def test_interrupted_owner_gives_its_turn(green, busy):
-    """When the owner is killed the connection is closed, and the others learn it."""
+    """If the owner of the turn is killed, the waiting greenlets get an error."""
     caught = []
 
     def work():
@@ -317,14 +317,14 @@ def test_interrupted_owner_gives_its_turn(green, busy):
 
 
 def test_killer_closes(green, busy):
-    """A greenlet that kills another one and closes its connection stops nothing."""
+    """A greenlet may kill another one and close its connection."""
     green.kill(busy.task)
     busy.conn.close()
     assert busy.conn.closed
 
 
 def test_refused_in_the_hub(green, busy):
-    """The loop's own greenlet gets an error at once: it must not wait."""
+    """The hub gets an error immediately if the connection is in use."""
     caught = []
 
     def commit():
@@ -342,7 +342,7 @@ def test_refused_in_the_hub(green, busy):
 
 
 def test_free_connection_in_the_hub(green, conn):
-    """What does not wait, such as closing, is allowed there."""
+    """The hub may close a connection that is not in use."""
     done = []
     green.call_in_hub(lambda: (conn.close(), done.append(True)))
     until(lambda: done)
@@ -351,7 +351,7 @@ def test_free_connection_in_the_hub(green, conn):
 
 @pytest.mark.parametrize("operation", ["commit", "close", "execute"])
 def test_refused_to_the_greenlet_itself(green, conn, operation):
-    """What runs in the wait of a query must not wait for that query."""
+    """Code that runs during a greenlet's own query gets an error, not a deadlock."""
     caught = []
 
     def callback(conn):
@@ -373,7 +373,7 @@ def test_refused_to_the_greenlet_itself(green, conn, operation):
 
 
 def test_adapter_that_queries(conn):
-    """What is called before the query is sent may use the connection."""
+    """An adapter that runs before the query is sent may use the connection."""
 
     class Adapter:
         def __conform__(self, protocol):
@@ -390,7 +390,7 @@ def test_adapter_that_queries(conn):
 
 
 def test_executemany_lets_others_between(green, conn):
-    """While the application makes the next row the connection is anybody's."""
+    """executemany() gives the turn back while the application makes the next row."""
     wanted, made = Queue(), Queue()
 
     def produce():
@@ -438,7 +438,7 @@ class Planned(psycopg2.Error):
 
 
 def test_executemany_refuses_as_before(conn):
-    """Wrong arguments are refused as by psycopg2's own."""
+    """executemany() refuses wrong arguments as psycopg2 does."""
     cur = conn.cursor()
     with pytest.raises(TypeError, match="not iterable"):
         cur.executemany("select %s", 5)
@@ -456,7 +456,7 @@ def test_executemany_refuses_as_before(conn):
 
 
 def test_pool_is_closed(green, dsn, held, watch):
-    """psycopg2's pool waits for those that are in a query when it is closed."""
+    """closeall() of psycopg2's pool waits for queries that are under way."""
     pool = ThreadedConnectionPool(1, 2, dsn)
     conn = pool.getconn()
     owner = green.spawn(query, conn)
@@ -501,7 +501,7 @@ def test_native_thread_waits(green, busy):
 
 
 def test_native_threads_and_greenlets(green, conn):
-    """Each gets its own answers while greenlets and threads use the connection."""
+    """Greenlets and native threads on one connection each get their own answers."""
     wrong, done = [], []
 
     def work(name, queries):
@@ -524,7 +524,7 @@ def test_native_threads_and_greenlets(green, conn):
 
 
 def test_destructor_of_another_greenlet(green, busy):
-    """A cursor that is collected while its connection is in use harms nobody."""
+    """A cursor may be collected while its connection is in use."""
     cur = busy.conn.cursor()
     cycle = [cur]
     cycle.append(cycle)
@@ -534,7 +534,7 @@ def test_destructor_of_another_greenlet(green, busy):
 
 
 def test_blocking_takes_turns_too(green, busy):
-    """Inside blocking() one waits for a query that has begun before, cooperatively."""
+    """A call inside blocking() waits cooperatively for a query that began before."""
 
     def work():
         with psycogreen.blocking():
@@ -546,7 +546,7 @@ def test_blocking_takes_turns_too(green, busy):
 
 
 def test_no_descriptor_is_left(green, busy, monkeypatch):
-    """What has woken those that wait is closed."""
+    """The queue for turns leaves no descriptor open."""
     opened = []
     bell = turns._bell
 
@@ -567,7 +567,7 @@ def test_no_descriptor_is_left(green, busy, monkeypatch):
 
 
 def test_fork_forgets(script):
-    """In a child the parent's turns and queues are nobody's."""
+    """A forked child has no turns and queues of the parent."""
     script(
         """
         from psycogreen._interface import turns
@@ -593,7 +593,7 @@ def test_fork_forgets(script):
 
 
 def test_unpatch_puts_all_back():
-    """After unpatch_psycopg() the methods are psycopg2's own."""
+    """unpatch_psycopg() restores psycopg2's own methods."""
     replaced = cursor.execute, psycopg2.extensions.connection.commit
     psycogreen.unpatch_psycopg()
     before = cursor.execute, psycopg2.extensions.connection.commit
@@ -605,7 +605,7 @@ def test_unpatch_puts_all_back():
 
 
 def test_methods_look_as_before():
-    """Names, documentation and errors of the methods are psycopg2's."""
+    """The replaced methods have psycopg2's names, docstrings and errors."""
     psycogreen.unpatch_psycopg()
     names = ("execute", "fetchone", "close", "callproc")
     before = {name: getattr(cursor, name).__doc__ for name in names}
@@ -620,7 +620,7 @@ def test_methods_look_as_before():
 
 
 def test_cancel_from_another_greenlet(green, busy):
-    """connection.cancel() ends the other one's query, and waits for no turn."""
+    """connection.cancel() ends another greenlet's query without waiting for a turn."""
     busy.conn.cancel()
     with pytest.raises(psycopg2.extensions.QueryCanceledError):
         green.wait(busy.task)
@@ -629,14 +629,14 @@ def test_cancel_from_another_greenlet(green, busy):
 
 
 def test_cancel_of_a_closed_connection(conn):
-    """It is refused as by psycopg2's own."""
+    """connection.cancel() on a closed connection raises psycopg2's error."""
     conn.close()
     with pytest.raises(psycopg2.InterfaceError):
         conn.cancel()
 
 
 def test_cancel_in_the_hub(green, busy):
-    """In the loop's own greenlet the request is sent, and not awaited."""
+    """connection.cancel() in the hub sends the request, and does not wait."""
     green.call_in_hub(busy.conn.cancel)
     with pytest.raises(psycopg2.extensions.QueryCanceledError):
         green.wait(busy.task)

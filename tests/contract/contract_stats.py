@@ -1,4 +1,4 @@
-"""What a running process tells of its waits: in numbers, and in its log."""
+"""The figures of status(), and the log."""
 
 import logging
 import os
@@ -45,7 +45,7 @@ def test_waits(green, dsn):
 
 
 def test_waiting(green, connect):
-    """status() tells how many waits are under way, and the age of the oldest."""
+    """status() has the number of waits under way, and the age of the oldest."""
     conns = [connect() for _ in range(5)]
     status = psycogreen.status()
     assert (status.waiting, status.longest_wait) == (0, 0.0)
@@ -84,7 +84,7 @@ def test_refused(green, conn):
 
 
 def test_cancelled(green, conn):
-    """An interrupted query is counted when the server has taken the request."""
+    """An interrupted query is counted as cancelled when the server accepts the request."""
     before = psycogreen.status()
     with pytest.raises(green.Timeout), green.Timeout(0.1):
         conn.cursor().execute("select pg_sleep(60)")
@@ -127,7 +127,7 @@ def test_error(green, conn):
 
 
 def test_forgotten_wait(green, conn):
-    """A wait that a fork has made forget goes on, and ends without a trace."""
+    """A wait of the parent that ends in a forked child is not counted."""
     set_wait_callback(partial(green.callback, timeout=30))
     task = green.spawn(conn.cursor().execute, "select pg_sleep(0.2)")
     green.sleep(0.05)
@@ -139,7 +139,7 @@ def test_forgotten_wait(green, conn):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_fork(green, conn):
-    """A fork begins at zero; the parent's waits go on and are counted there."""
+    """A forked child counts from zero; the parent's waits are counted in the parent."""
     task = green.spawn(conn.cursor().execute, "select pg_sleep(0.3)")
     green.sleep(0.05)
     pid = native.original("os", "fork")()
@@ -154,7 +154,7 @@ def test_fork(green, conn):
 
 
 def test_interruption_in_the_log(green, conn, caplog):
-    """Each interrupted wait is logged at DEBUG, with what did it and the query's age."""
+    """Each interrupted wait is logged at DEBUG, with its exception and its duration."""
     pid = conn.info.backend_pid
     begin = time.monotonic()
     with (
@@ -174,7 +174,7 @@ def test_interruption_in_the_log(green, conn, caplog):
 
 
 def test_installation_in_the_log(green, caplog):
-    """Installing is logged at INFO, once, and so is removing."""
+    """Installing and removing the callback are logged once each, at INFO."""
     with caplog.at_level(logging.INFO, "psycogreen"):
         psycogreen.patch_psycopg()
         psycogreen.unpatch_psycopg()
@@ -188,7 +188,7 @@ def test_installation_in_the_log(green, caplog):
 
 
 def test_conflict_in_the_log(green, caplog):
-    """A conflict is logged at WARNING, and so is a callback that was replaced."""
+    """A conflict and a replaced callback are logged at WARNING."""
     from psycopg2.extras import wait_select
 
     set_wait_callback(wait_select)

@@ -21,7 +21,7 @@ def tls_server():
 
 @pytest.fixture
 def options(tls_server):
-    """What it takes to connect to it by name, and to trust nobody."""
+    """The parameters to connect by name, without a trusted root."""
     return {
         "host": "localhost",
         "port": tls_server.port,
@@ -32,7 +32,7 @@ def options(tls_server):
 
 
 def test_verify_full(green, tls_server, options, tmp_path):
-    """A certificate made out to the name is accepted, though an address is passed."""
+    """A certificate for the name is accepted, although libpq gets an address."""
     root = tls.serve_tls(tls_server, "localhost", tmp_path)
     with green.ticking(1):
         conn = psycopg2.connect(**options, sslrootcert=root)
@@ -43,7 +43,7 @@ def test_verify_full(green, tls_server, options, tmp_path):
 
 
 def test_certificate_of_another_name(green, tls_server, options, tmp_path):
-    """A certificate made out to another name is refused, as libpq refuses it."""
+    """A certificate for another name is refused, as in libpq."""
     root = tls.serve_tls(tls_server, "db.example", tmp_path)
     errors = []
     for green_mode in True, False:
@@ -58,7 +58,7 @@ def test_certificate_of_another_name(green, tls_server, options, tmp_path):
 
 
 def test_name_of_the_certificate(green, tls_server, options, tmp_path, monkeypatch):
-    """The name it is made out to is accepted, whatever address it resolves to."""
+    """A certificate's name is accepted with any address that it resolves to."""
     root = tls.serve_tls(tls_server, "db.example", tmp_path)
     monkeypatch.setattr(psycopg2._connect, "resolve", lambda host: ["127.0.0.1"])
     options["host"] = "db.example"
@@ -66,7 +66,7 @@ def test_name_of_the_certificate(green, tls_server, options, tmp_path, monkeypat
 
 
 def test_unknown_root(green, tls_server, options, tmp_path):
-    """A chain that ends in an authority that is not trusted is refused."""
+    """A certificate of an authority that is not trusted is refused."""
     tls.serve_tls(tls_server, "localhost", tmp_path)
     other = tmp_path / "other.crt"
     tls.trustme.CA().cert_pem.write_to_path(str(other))

@@ -28,14 +28,14 @@ def test_timeout(green, conn):
 
 
 def test_timeout_is_an_operational_error(green, conn):
-    """What handles psycopg2's errors handles a timeout too."""
+    """A timeout of the callback is a psycopg2.OperationalError."""
     set_wait_callback(partial(green.callback, timeout=0.01))
     with pytest.raises(psycopg2.OperationalError):
         conn.cursor().execute("select pg_sleep(30)")
 
 
 def test_timeout_is_for_each_wait(green, conn):
-    """A query may take longer than the limit if the server speaks meanwhile."""
+    """The limit counts for each wait: a query that sends notices may take longer."""
     conn.autocommit = True
     set_wait_callback(partial(green.callback, timeout=2.5))
     conn.cursor().execute(
@@ -47,14 +47,14 @@ def test_timeout_is_for_each_wait(green, conn):
 
 @pytest.mark.parametrize("timeout", [None, -1, -0.5])
 def test_no_timeout(green, conn, timeout):
-    """None and negative numbers are no limit."""
+    """A timeout of None or a negative number means no limit."""
     set_wait_callback(partial(green.callback, timeout=timeout))
     with green.ticking():
         conn.cursor().execute("select pg_sleep(0.1)")
 
 
 def test_timeout_of_an_asynchronous_connection(green, dsn, connect):
-    """An explicit wait has the limit as well, and the wait can be taken up again."""
+    """An explicit wait has the limit too, and can be repeated after it."""
     holder = connect().cursor()
     holder.execute("select pg_advisory_lock(1)")
     conn = psycopg2.connect(dsn, async_=True)
@@ -70,7 +70,7 @@ def test_timeout_of_an_asynchronous_connection(green, dsn, connect):
 
 
 def test_partial_stays(green):
-    """Patching leaves a limit in force that was set with a partial."""
+    """Patching again keeps a limit that was set with functools.partial."""
     limited = partial(green.callback, timeout=1)
     set_wait_callback(limited)
     psycogreen.patch_psycopg()
@@ -80,7 +80,7 @@ def test_partial_stays(green):
 
 @pytest.mark.parametrize("state", [7, -1, "ready"])
 def test_unknown_state(green, state):
-    """A state that psycopg2 does not have is an error that shows it."""
+    """An unknown state from poll() raises an error that shows it."""
 
     class Strange:
         def poll(self):
@@ -94,13 +94,13 @@ def test_unknown_state(green, state):
 
 
 def test_copies(green):
-    """A callback in somebody's settings is copied and pickled like any function."""
+    """The callback can be copied and pickled like a function."""
     assert copy.deepcopy(green.callback) is green.callback
     assert pickle.loads(pickle.dumps(green.callback)) is green.callback
 
 
 def test_as_a_function(green):
-    """In C it has weak references, a name, and binds as a method, as functions do."""
+    """The callback in C has a name and weak references, and binds, like a function."""
     name = green.callback.__qualname__
     assert weakref.ref(green.callback)() is green.callback
     assert repr(green.callback).startswith(f"<function {name} at 0x")
@@ -115,7 +115,7 @@ def test_as_a_function(green):
 
 
 def test_query_in_a_generator(green, connect):
-    """What a generator's caller handles is not the generator's, after a query either."""
+    """A query in a generator leaves the exception that its caller handles alone."""
     conn, broken = connect(), connect()
     handled = []
 
@@ -142,7 +142,7 @@ def test_query_in_a_generator(green, connect):
 
 
 def test_states_of_another_type(green):
-    """A state is a number, whatever its type."""
+    """poll() may return its state in any type of number."""
     states = iter([True, False])
 
     class Strange:
@@ -160,7 +160,7 @@ def test_states_of_another_type(green):
 
 
 def test_framework_timeout(green, conn):
-    """The framework's own Timeout interrupts a query, and comes out as it is."""
+    """The framework's own Timeout interrupts a query, and is raised unchanged."""
     timeout = green.Timeout(0.1)
     with pytest.raises(green.Timeout) as caught, timeout:
         conn.cursor().execute("select pg_sleep(30)")
@@ -169,7 +169,7 @@ def test_framework_timeout(green, conn):
 
 
 def test_kill(green, conn):
-    """A greenlet is killed in the middle of a query."""
+    """A greenlet can be killed during a query."""
     ended = []
 
     def query():

@@ -1,4 +1,4 @@
-"""What the contract suite needs of a framework, under one set of names."""
+"""The contract suite's interface to gevent and eventlet."""
 
 from __future__ import annotations
 

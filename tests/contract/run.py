@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-# What each backend sets in the environment; its framework comes first in its name.
+# The environment variables of each backend. Its name begins with its framework.
 BACKENDS = {
     "gevent-libev": {"GEVENT_LOOP": "libev-cext"},
     "gevent-libuv": {"GEVENT_LOOP": "libuv-cffi"},
@@ -24,7 +24,7 @@ BACKENDS = {
     "eventlet-pure": {"PSYCOGREEN_PURE": "1"},
 }
 
-# Hubs that hardly anybody chooses: there the hazards of the epoll set, no more.
+# Rarely used hubs: only the module about the epoll set runs with them.
 FEWER = ("eventlet-poll", "eventlet-selects")
 
 

@@ -1,7 +1,7 @@
-"""Tell the process that runs this suite what becomes of each test, as it happens.
+"""Report the result of each test to the process that runs this suite, immediately.
 
-Each message is a line of JSON: the tests collected, then for each test that has
-finished its name, its outcome and what a person wants to read about it.
+Each message is a line of JSON: first the collected tests, then for each finished test
+its name, its outcome and the text for people.
 """
 
 from __future__ import annotations

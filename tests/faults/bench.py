@@ -1,4 +1,4 @@
-"""Where faults are tried: in the process under test, which is monkey-patched."""
+"""Try faults in the process under test, which is monkey-patched."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from psycopg2.extensions import connection
 from ticker import Ticker
 
 PATIENCE = 10.0
-"""Seconds after which something hangs: whatever ends it should do so much sooner."""
+"""Seconds after which an operation counts as hanging."""
 
 STALL = 1.5
-"""Seconds for which the loop may seem to stand still, on a busy machine."""
+"""Seconds for which the loop may stand still because the machine is busy."""
 
 BACKEND_END = 1.0
 """Calm seconds that the server has to end a query that no greenlet waits for."""
@@ -80,7 +80,7 @@ def send(**message: object) -> None:
 
 
 class Trial:
-    """One operation, tried on a connection of its own, and what came of it."""
+    """One operation on its own connection, and its result."""
 
     def __init__(self, bench: Bench, operation: Operation, **options: object) -> None:
         """Connect with *options*."""
@@ -230,7 +230,7 @@ class Bench:
 
     @contextmanager
     def judged(self) -> Iterator[None]:
-        """See that the trials of the block leave nothing, and nobody else in trouble."""
+        """Check that the trials of the block leave nothing, and disturb no other greenlet."""
         before = Resources()
         with self._bystander():
             yield
@@ -243,7 +243,7 @@ class Bench:
 
     @contextmanager
     def _bystander(self) -> Iterator[None]:
-        """See that a greenlet that has nothing to do with it goes on."""
+        """Check that an unrelated greenlet goes on during the block."""
         answers, ticker = [], Ticker(self.green.sleep)
 
         def query() -> None:

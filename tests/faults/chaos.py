@@ -22,7 +22,7 @@ SECONDS_VARIABLE = "PSYCOGREEN_CHAOS_SECONDS"
 
 
 class Chaos:
-    """A crowd that queries, and somebody who kills among it, for some seconds."""
+    """Greenlets that query, and one that kills some of them, for some seconds."""
 
     def __init__(self, bench: Bench, random: Random, seconds: float) -> None:
         """Use *bench*; what is random is up to *random*."""
@@ -33,7 +33,7 @@ class Chaos:
         self.counts: Counter[str] = Counter()
 
     def run(self) -> None:
-        """Let them loose, and wait for the end of all."""
+        """Start all greenlets, and wait for their ends."""
         green = self.bench.green
         crowd = [green.spawn(self._query_on) for _ in range(GREENLETS)]
         while time.monotonic() < self.end:
@@ -88,7 +88,7 @@ class Chaos:
 
 
 def chaos(bench: Bench) -> int:
-    """Go through chaos; return how many queries were answered in it."""
+    """Run the chaos; return how many queries were answered."""
     random = Random(int(os.environ[SEED_VARIABLE]))
     bench.try_out(Trial.perform, operations.CONNECT)
     with bench.judged():

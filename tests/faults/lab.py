@@ -1,7 +1,7 @@
-"""What a process under test cannot do or see by itself, done by the one that runs it.
+"""The lab: it does what the process under test cannot do or see itself.
 
-The process under test writes a line of JSON to its standard output to ask for
-something, and finds the answer on its standard input.
+The process under test writes a line of JSON to its standard output to call a method, and
+reads the result from its standard input.
 """
 
 from __future__ import annotations

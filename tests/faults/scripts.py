@@ -94,9 +94,9 @@ def _at(
 def at_every_switch(
     bench: Bench, operation: Operation, thrown: Sequence[Thrown]
 ) -> int:
-    """Throw something at every point at which *operation* lets others run.
+    """Throw an exception at every point at which *operation* lets others run.
 
-    Of several things the first is thrown there, the others at the points after.
+    Of several exceptions, the first is thrown there, the others at the points after.
     """
     counts = []
 

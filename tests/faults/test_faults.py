@@ -1,4 +1,4 @@
-"""Nothing hangs and nothing leaks, whatever happens."""
+"""No fault makes an operation hang or leak."""
 
 import os
 import random
@@ -20,7 +20,7 @@ def needs_tls(fault):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("fault", [fault for fault in SCRIPTS if fault != CHAOS])
 def test_fault(lab, backend, fault):
-    """After the fault, wherever it occurs, all that must hold does hold."""
+    """A fault at any point of an operation violates no guarantee of docs/faults.rst."""
     if needs_tls(fault) and not lab.root:
         pytest.skip(tls.SKIPPED)
     report = lab.run(backend, fault, environment(lab.server))
@@ -32,7 +32,7 @@ def test_fault(lab, backend, fault):
 @pytest.mark.full
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_chaos(lab, backend, capsys):
-    """A minute of random kills and timeouts crosses no answers and leaves nothing."""
+    """A minute of random kills and timeouts mixes up no answers and leaves nothing."""
     seed = os.environ.get(SEED_VARIABLE) or str(random.randrange(10**9))
     seconds = os.environ.get(SECONDS_VARIABLE, "60")
     chaos = {SEED_VARIABLE: seed, SECONDS_VARIABLE: seconds}

@@ -1,10 +1,10 @@
-"""What becomes of operations on a connection during another one's query.
+"""Run each operation on a connection during another greenlet's or thread's query.
 
 Usage: busy.py threads|BACKEND
 
-Each operation has a connection of its own, and all are made at once. Print as JSON
-what became of each: it waited for the query's end, it was done during the query, or
-it was refused.
+Each operation has its own connection, and all run at the same time. Print the result of
+each as JSON: it waited for the query's end, it was done during the query, or it was
+refused.
 """
 
 from __future__ import annotations

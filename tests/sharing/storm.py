@@ -1,9 +1,9 @@
-"""A storm: a crowd of greenlets that share a few connections.
+"""A storm: many greenlets that share a few connections.
 
 Usage: storm.py BACKEND SECONDS SEED
 
-They query, commit, roll back and close, are killed and run out of time. Print as JSON
-what was done, and what was wrong.
+They query, commit, roll back and close, are killed and time out. Print the numbers of
+operations and of errors as JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NAME = "psycogreen-storm"
 
 
 class Storm:
-    """The crowd, its connections, and somebody who kills among it."""
+    """The greenlets, their connections, and a greenlet that kills some of them."""
 
     def __init__(self, dsn: str, seconds: float, random: Random) -> None:
         """Connect. What is random is up to *random*."""

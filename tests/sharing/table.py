@@ -1,4 +1,4 @@
-"""The table of operations on a busy connection: docs/sharing-table.rst.
+"""Make the table of operations on a connection in use: docs/sharing-table.rst.
 
 Usage: table.py
 

@@ -1,4 +1,4 @@
-"""Connection strings: what libpq is given, and what is shown of them."""
+"""Connection strings: made valid for libpq, and shown without passwords."""
 
 import pytest
 from psycopg2.extensions import parse_dsn
@@ -17,7 +17,7 @@ from psycogreen._interface.dsn import for_libpq, shown
     ],
 )
 def test_for_libpq(dsn, expected):
-    """Libpq's own forms stay as they are; SQLAlchemy's URLs lose the driver."""
+    """for_libpq() removes the driver from SQLAlchemy's URLs, and changes nothing else."""
     assert for_libpq(dsn) == expected
 
 

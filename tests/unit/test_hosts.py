@@ -1,4 +1,4 @@
-"""The hosts of a connection string: which names are resolved, what libpq is given."""
+"""The hosts of a connection string: which names are resolved, and what libpq gets."""
 
 import os
 import socket
@@ -66,7 +66,7 @@ def connect():
     ],
 )
 def test_nothing_to_resolve(connect, dsn):
-    """Addresses, sockets and names that come with an address are left alone."""
+    """Addresses, sockets, and names with an address are not resolved."""
     assert connect(dsn) == (parse_dsn(dsn), [])
 
 
@@ -82,7 +82,7 @@ def test_nothing_to_resolve(connect, dsn):
     ],
 )
 def test_resolved(connect, dsn, hosts, addresses, ports):
-    """Each address of a name takes a place of its own; the name stays beside it."""
+    """Each address of a name becomes a host, with the name beside it."""
     given, _ = connect(dsn)
     assert (given["host"], given["hostaddr"]) == (hosts, addresses)
     assert given.get("port") == ports
@@ -103,21 +103,21 @@ def test_names_from_the_environment(connect, monkeypatch):
     ["service=x host=one", "host=one,two port=1,2,3", "host=one hostaddr=1.1.1.1,"],
 )
 def test_left_to_libpq(connect, dsn):
-    """A service file may name other hosts; lists that do not fit are libpq's to refuse."""
+    """Libpq reads the hosts itself with a service file, or if the lists differ."""
     given, resolved = connect(dsn)
     assert resolved == []
     assert given == parse_dsn(dsn)
 
 
 def test_unknown_name_beside_another(connect):
-    """A name without an address is left out when there is another host."""
+    """A name without an address is left out if there is another host."""
     given, resolved = connect("host=nowhere,one")
     assert resolved == ["nowhere", "one"]
     assert (given["host"], given["hostaddr"]) == ("one", "10.0.0.1")
 
 
 def test_unknown_name():
-    """A name without an address is an error in libpq's words if it is the only host."""
+    """A name without an address raises libpq's error if it is the only host."""
 
     def resolve(name):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")

@@ -73,7 +73,7 @@ def test_import_turned_round(package, module, added, broken):
 
 
 def test_unplaced_module(package):
-    """A module that no layer names breaks the contract: its room has to be chosen."""
+    """A module that is in no layer breaks the contract."""
     (package / "unplaced.py").touch()
     result = lint_imports(package)
     assert result.returncode == 1

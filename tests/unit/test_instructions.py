@@ -1,4 +1,4 @@
-"""``make check-instructions``: what is compared where, and what fails."""
+"""The comparisons and failures of ``make check-instructions``."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Methods and attributes of psycopg2's C types: replaced, read, written, put back."""
+"""Replacing methods and attributes of psycopg2's C types, and accessing members."""
 
 import io
 
@@ -45,14 +45,14 @@ def answer(cls, name, value):
 
 @pytest.mark.parametrize("cls", [cursor, DictCursor, OwnCursor])
 def test_replaced_for_existing_objects_and_subclasses(install, conn, cls):
-    """A cursor made before has the replaced method, whatever its class."""
+    """An existing cursor of any class gets the replaced method."""
     cur = conn.cursor(cursor_factory=cls)
     install([answer(cursor, "mogrify", 1)])
     assert cur.mogrify("select", args=(2,)) == (1, ("select",), {"args": (2,)})
 
 
 def test_put_back_exactly(install):
-    """Removed, the types have the same objects under the same names as before."""
+    """remove() restores the same objects under the same names."""
     before = {cls: dict(vars(cls)) for cls in (cursor, connection)}
     flags = cursor.__flags__
     install([answer(cursor, "mogrify", 1), answer(connection, "cancel", 1)])
@@ -65,7 +65,7 @@ def test_put_back_exactly(install):
 
 
 def test_slots_follow(install, conn):
-    """What is called through a slot in C is replaced too, and put back."""
+    """A slot in C is replaced with its method, and restored."""
     cur = conn.cursor(cursor_factory=OwnCursor)
     cur.execute("select 1")
 
@@ -81,14 +81,14 @@ def test_slots_follow(install, conn):
 
 
 def test_original_while_psycopg2_blocks(install, conn):
-    """Without a wait callback the method of psycopg2 runs."""
+    """Without a wait callback, psycopg2's own method runs."""
     install([answer(cursor, "mogrify", 1)])
     set_wait_callback(None)
     assert conn.cursor().mogrify("select %s", (2,)) == b"select 2"
 
 
 def test_the_last_one_comes_first(install, conn):
-    """Of two replacements of one method the later calls the earlier."""
+    """Of two replacements of a method, the later one calls the earlier one."""
     calls = []
 
     def note(name):
@@ -105,7 +105,7 @@ def test_the_last_one_comes_first(install, conn):
 
 
 def test_attribute(install, conn):
-    """Another descriptor may stand for an attribute."""
+    """An attribute can be replaced by another descriptor."""
 
     def make(original):
         return property(lambda self: ("replaced", original.__get__(self)))
@@ -115,7 +115,7 @@ def test_attribute(install, conn):
 
 
 def test_name_and_documentation_stay(install):
-    """The replaced method tells what psycopg2's tells of itself."""
+    """A replaced method has the name and docstring of psycopg2's."""
     before = cursor.mogrify.__doc__
     install([answer(cursor, "mogrify", 1)])
     assert cursor.mogrify.__doc__ == before
@@ -123,14 +123,14 @@ def test_name_and_documentation_stay(install):
 
 
 def test_install_twice(install, conn):
-    """A second installation does nothing."""
+    """Installing replacements again does nothing."""
     install([answer(cursor, "mogrify", 1)])
     install([answer(cursor, "mogrify", 2)])
     assert conn.cursor().mogrify()[0] == 1
 
 
 def test_members(conn):
-    """Read-only members are read and written."""
+    """Read-only members can be read and written."""
     cur = conn.cursor()
     rowcount = Member(cursor, "rowcount")
     assert rowcount.get(cur) == -1
@@ -156,12 +156,12 @@ def test_text_member_is_an_address(conn):
 
 
 def test_member_of_another_object():
-    """The place in one type's objects is not touched in another's."""
+    """A member cannot be accessed in an object of another type."""
     with pytest.raises(TypeError, match="has no member 'rowcount'"):
         Member(cursor, "rowcount").get(io.StringIO())
 
 
 def test_not_a_member():
-    """An attribute that is computed has no place in the structure."""
+    """A computed attribute is not a member."""
     with pytest.raises(TypeError, match=r"'closed' of .* is not a member"):
         Member(cursor, "closed")

@@ -1,4 +1,4 @@
-"""Which tests run, and which skips are allowed: the options of tests/conftest.py."""
+"""The selection of tests, and the rules for skips, in tests/conftest.py."""
 
 import os
 import re
@@ -71,7 +71,7 @@ def test_full_tests_run(run, options):
 
 
 def test_missing_is_a_failure_where_all_is_expected(run):
-    """A test that something to install is missing for fails; other skips are skips."""
+    """Where everything is expected, a skip for a missing program is a failure."""
     result = run(**{EXPECT_ALL: "1"})
     assert result.returncode == 1
     assert "FAILED test_cases.py::test_missing" in result.stdout
@@ -86,7 +86,7 @@ def test_missing_is_a_failure_where_all_is_expected(run):
 
 @pytest.mark.parametrize("options", [(), ("-n1",)], ids=["alone", "xdist"])
 def test_skipped_cases_are_named(run, options):
-    """A test that passed without some of its cases names them, with the reasons."""
+    """The summary names the skipped cases of a passed test, with the reasons."""
     result = run(*options)
     [section] = re.findall(
         r"^=+ cases skipped in tests that passed =+\n(.*?)^=",

@@ -1,4 +1,4 @@
-"""The verdict of a check, made of figures that are given here."""
+"""The verdict of a check for given figures."""
 
 import dataclasses
 import json
@@ -63,12 +63,12 @@ def check(monkeypatch):
 
 
 def causes(report):
-    """Return what the problems are, without what is said of them."""
+    """Return the titles of the problems."""
     return [problem.partition(":")[0] for problem in report.problems]
 
 
 def test_green(check):
-    """Nothing is found in a process as it should be."""
+    """The check of a green process has no findings."""
     found = check()
     assert found.cooperative
     assert (found.problems, found.remarks) == ((), ())
@@ -89,7 +89,7 @@ def test_green(check):
     ],
 )
 def test_problem(check, status, loop, figures, cause):
-    """Whatever stops the loop is a problem, and the verdict is BLOCKING."""
+    """A cause that stops the loop is a problem, and the verdict is BLOCKING."""
     found = check(status, loop, **figures)
     assert cause in causes(found)
     assert not found.cooperative
@@ -98,14 +98,14 @@ def test_problem(check, status, loop, figures, cause):
 
 
 def test_nothing_installed(check):
-    """A process with neither callback nor monkey patch is told both, unmeasured."""
+    """A process with neither callback nor monkey patch has both problems."""
     found = check({"framework": None, "callback": None, "monkey_patched": False})
     assert causes(found) == ["wait callback missing", "monkey patch missing"]
     assert found.wall_time is None
 
 
 def test_missing_modules_are_named(check):
-    """The problem names the modules that are not patched, and the call that does it."""
+    """The problem names the modules that are not patched, and the call to patch them."""
     [problem] = check(loop=Loop(patched=())).problems
     assert "socket, time" in problem
     assert "gevent.monkey.patch_all()" in problem
@@ -123,7 +123,7 @@ def test_missing_modules_are_named(check):
     ],
 )
 def test_remedy_for_names(check, status, remedy):
-    """The remedy for names that libpq resolves goes by what is installed."""
+    """The remedy for names that libpq resolves depends on the installed callback."""
     [problem] = check(status, resolved_by="libpq").problems
     assert remedy in problem
 
@@ -136,7 +136,7 @@ def test_remedy_for_names(check, status, remedy):
     ],
 )
 def test_remark(check, figures, remark):
-    """What does not stop the loop for queries is a remark beside a good verdict."""
+    """A finding that does not stop queries is a remark, and the verdict stays good."""
     found = check(**figures)
     assert found.cooperative
     assert any(remark in text for text in found.remarks)
@@ -144,7 +144,7 @@ def test_remark(check, figures, remark):
 
 @pytest.mark.parametrize("stall", [0.1, 0.25])
 def test_short_stalls(check, stall):
-    """A stall that is much shorter than a query may be the machine's."""
+    """A stall that is much shorter than a query is ignored."""
     assert check(longest_stall=stall, connect_stall=stall).cooperative
 
 
