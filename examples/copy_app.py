@@ -1,4 +1,4 @@
-"""Bulk load by COPY, and files out of large objects, in requests of a gunicorn worker.
+"""Load rows by COPY, and store and serve files in large objects, in a gunicorn worker.
 
 Run it with::
 

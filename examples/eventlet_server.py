@@ -1,4 +1,4 @@
-"""A server of one's own on eventlet.wsgi, which patches psycopg2 itself.
+"""A server on eventlet.wsgi that patches psycopg2 itself.
 
 Run it, and ask it::
 

@@ -1,6 +1,6 @@
 """A Flask application with nothing green in it: plain, blocking psycopg2.
 
-Run it where a worker stands still for every query, and where it does not::
+Run it in a worker that every query blocks, and in two green workers::
 
     gunicorn -k gevent flask_app:app
     gunicorn -k gevent -c python:psycogreen.integrations.gunicorn_conf flask_app:app

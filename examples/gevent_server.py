@@ -1,4 +1,4 @@
-"""A server of one's own on gevent.pywsgi, which patches psycopg2 itself.
+"""A server on gevent.pywsgi that patches psycopg2 itself.
 
 Run it, and ask it::
 

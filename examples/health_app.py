@@ -1,4 +1,4 @@
-"""The Flask application of flask_app.py, with what a supervisor asks.
+"""The Flask application of flask_app.py, with health checks for a supervisor.
 
 Run it, and ask it::
 

@@ -1,4 +1,4 @@
-"""Commands that have to succeed."""
+"""Run commands that must succeed."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Request:
 def request(
     url: str, *, method: str = "GET", timeout: float = 60, origin: float | None = None
 ) -> Request:
-    """Make one request; what goes wrong is told in its *error*."""
+    """Make one request; its *error* has the exception if it fails."""
     start = time.monotonic()
     origin = start if origin is None else origin
     body, error = "", None

@@ -16,10 +16,10 @@ from servers import Process
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at.
+    """Return a port that is not in use.
 
-    It is below those that Linux chooses from for others' sockets: nobody is given it
-    before the server listens there.
+    It is below the range from which Linux chooses ports for other sockets, so it stays free
+    until the server listens there.
     """
     while True:
         port = random.randrange(20_000, 32_000)

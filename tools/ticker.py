@@ -1,4 +1,4 @@
-"""The ticker, for what is not part of the package.
+"""The ticker, for programs that are not part of the package.
 
 It is found by its path: psycogreen 1.0.2, which is compared with, does not have it.
 """

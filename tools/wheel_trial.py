@@ -1,4 +1,4 @@
-"""What an installed wheel must do. tools/wheels.py runs it in a new environment."""
+"""Test an installed wheel. tools/wheels.py runs this in a new environment."""
 
 from __future__ import annotations
 

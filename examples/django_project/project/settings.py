@@ -1,4 +1,4 @@
-"""The least that Django needs. DSN, or libpq's environment, names the database."""
+"""The minimal settings. DSN, or libpq's environment, names the database."""
 
 import os
 
