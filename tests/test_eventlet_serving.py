@@ -70,7 +70,7 @@ def test_worker_without_a_slot_leaves_clients_alone(serve):
         client.sendall(HOLD)
         server.await_line("holding")
         for _ in range(20):
-            assert request(f"{server.url}/hello", timeout=10).error is None
+            assert request(f"{server.url}/hello").error is None
 
 
 def test_worker_with_a_slot_again(serve):
@@ -306,7 +306,7 @@ def test_out_of_file_descriptors(serve, tmp_path):
             server.await_line(
                 r"\[ERROR\] psycogreen: cannot accept a client: .*Errno 24"
             )
-        assert request(f"{server.url}/hello", timeout=10).error is None
+        assert request(f"{server.url}/hello").error is None
         assert "Traceback" not in server.output
 
 

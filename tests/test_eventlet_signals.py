@@ -54,7 +54,7 @@ def test_quit(serve, write_conf):
         server.await_line("holding")
         start = time.monotonic()
         assert server.stop(signal.SIGQUIT) == 0
-        assert time.monotonic() - start < 10  # --graceful-timeout is 30
+        assert time.monotonic() - start < 25  # --graceful-timeout is 30
         assert server.matches("worker_int")
         assert not server.matches("Traceback|exited with code")
 
@@ -179,7 +179,7 @@ def test_stop_while_it_boots(serve, tmp_path, monkeypatch):
         server.await_line("importing")
         start = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 25  # --graceful-timeout is 30
         assert not server.matches("was sent")
 
 
@@ -218,8 +218,8 @@ def test_reopen_log(serve, tmp_path):
 
 def test_heartbeat(serve):
     """A worker that only waits sends its heartbeat."""
-    with serve("http_app:app", "--timeout=3") as server:
-        assert request(f"{server.url}/sleep/5").error is None
+    with serve("http_app:app", "--timeout=8") as server:
+        assert request(f"{server.url}/sleep/10").error is None
         assert len(server.matches(BOOTING)) == 1
 
 
@@ -233,10 +233,10 @@ def test_stuck(serve, tmp_path):
         "    if environ['PATH_INFO'] == '/stuck': blocking_sleep(60)\n"
         "    return others(environ, start_response)\n"
     )
-    options = ("--timeout=2", f"--pythonpath={tmp_path}")
+    options = ("--timeout=6", f"--pythonpath={tmp_path}")
     with serve("stuck_app:app", *options) as server:
         pid = worker_pid(server)
-        request(f"{server.url}/stuck", timeout=20)
+        request(f"{server.url}/stuck", timeout=60)
         server.await_line(rf"WORKER TIMEOUT \(pid:{pid}\)")
         server.await_line(BOOTING, count=2)
         assert request(f"{server.url}/hello").error is None

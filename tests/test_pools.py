@@ -63,7 +63,7 @@ def backends(dsn, pattern="%"):
         return mine.fetchone()[0]
 
 
-def await_(condition, timeout=10):
+def await_(condition, timeout=60):
     """Wait until the condition holds."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -242,7 +242,7 @@ def test_timeout(serve_uwsgi, build, engine):
         ]
         taken = [answer["taken"] for answer in answers]
         assert all(t >= least for t, least in zip(taken, (0, 0.3, 1.5), strict=False))
-        assert max(taken) < 10
+        assert max(taken) < 25  # of 30
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_connect_timeout(green, user, server, host):
         begin = time.monotonic()
         with green.ticking(50), pytest.raises(psycopg2.OperationalError) as caught:
             psycopg2.connect(**options)
-        assert 0.9 < time.monotonic() - begin < 10
+        assert 0.9 < time.monotonic() - begin < 60
     assert "timeout expired" in expected
     assert str(caught.value) == expected
     assert type(caught.value).__module__ != "builtins"

@@ -73,7 +73,7 @@ def test_raw_greenlet_fails(green, connect, error):
     else:  # it ends the loop, and comes out of the main greenlet
         with pytest.raises(error, match="raw greenlet"):
             await_(green, lambda: False)
-    with green.Timeout(10):
+    with green.Timeout(60):
         assert query(conns[2], "43 from pg_sleep(0.05)") == 43
         assert green.wait(other) == 42
 
@@ -97,7 +97,7 @@ def test_failure_that_nobody_can_read(green, script):
         green.call_in_hub(greenlet(work, green.hub_greenlet()).switch)
         while not ended:
             green.sleep(0.01)
-        with green.Timeout(10):
+        with green.Timeout(60):
             other.cursor().execute("select pg_sleep(0.05)")
         os._exit(0)
         """
@@ -119,7 +119,7 @@ def test_signal_handler_fails_in_the_hub(green, connect, monkeypatch):
 
     monkeypatch.setattr(pure, "monotonic", interrupted)
     task = green.spawn(query, conn, "42 from pg_sleep(0.1)")
-    with green.Timeout(10):
+    with green.Timeout(60):
         assert green.wait(task) == 42
 
 
@@ -136,13 +136,13 @@ def test_no_descriptor_for_another_set(green, connect, monkeypatch, caplog):
     monkeypatch.setattr(epoll, "_epoll", fail)
     duplicate = os.dup(conn.fileno())
     conn.close()  # the server hangs up, which the duplicate tells for good
-    with green.Timeout(10):
+    with green.Timeout(60):
         assert query(other, "42 from pg_sleep(0.2)") == 42
     messages = [record.getMessage() for record in caplog.records]
     assert [text for text in messages if "too many open files" in text] == messages
     assert len(messages) == 1
     monkeypatch.undo()
-    with green.Timeout(10):
+    with green.Timeout(60):
         assert query(other, "43 from pg_sleep(0.1)") == 43
     before = epoll_set._collected
     green.sleep(0.2)
@@ -162,7 +162,7 @@ def test_connection_is_closed_and_the_set_replaced(green, dsn, connect):
     await_(green, lambda: epoll_set.waiting == 2)
     conn.close()
     green.call_in_hub(epoll_set._rebuild)
-    with green.Timeout(10):
+    with green.Timeout(60):
         with pytest.raises(psycopg2.InterfaceError, match="closed"):
             green.wait(task)
         assert green.wait(waiting) == 42
@@ -180,7 +180,7 @@ def test_file_in_the_place_of_a_socket(green, connect):
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), lost.fileno())
     green.call_in_hub(epoll_set._rebuild)
-    with green.Timeout(10):
+    with green.Timeout(60):
         with pytest.raises(psycopg2.OperationalError):
             green.wait(task)
         assert green.wait(waiting) == 42
@@ -199,7 +199,7 @@ def test_connection_is_closed_under_a_wait(green, dsn, connect):
     conn.close()
     other = connect()
     assert other.fileno() == number
-    with green.Timeout(10):
+    with green.Timeout(60):
         assert query(other, "42 from pg_sleep(0.05)") == 42
         with pytest.raises(psycopg2.InterfaceError, match="closed"):
             green.wait(task)
@@ -221,7 +221,7 @@ def test_query_while_an_entry_is_made(green, connect, monkeypatch):
         return entry(*arguments)
 
     monkeypatch.setattr(epoll, "Entry", interrupted)
-    with green.Timeout(10):
+    with green.Timeout(60):
         assert query(conn, "41") == 41
 
 
@@ -240,7 +240,7 @@ def test_query_between_two_waits_of_one_query(green, connect, monkeypatch):
         assert query(inner, "42 from pg_sleep(0.3)") == 42
 
     monkeypatch.setattr(loop, "release", interrupted, raising=False)
-    with green.Timeout(10):
+    with green.Timeout(60):
         conn.cursor().execute(
             "do $$ begin for n in 1..2 loop raise notice '%', n; perform pg_sleep(0.1);"
             " end loop; perform pg_sleep(0.5); end $$"
@@ -264,7 +264,7 @@ def test_sleep_amid_a_wait(green, connect, monkeypatch):
         slept.append(time.monotonic() - begin)
 
     monkeypatch.setattr(loop, "hold", interrupted, raising=False)
-    with green.Timeout(10):
+    with green.Timeout(60):
         assert query(conn, "42") == 42
     assert slept[0] >= 0.29
 
@@ -641,7 +641,7 @@ def test_fork_after_a_hub_was_destroyed(green, script):
             green.sleep(1)
             os._exit(0)
         native.original("time", "sleep")(0.6)  # the child goes first
-        with green.Timeout(10):
+        with green.Timeout(60):
             assert green.wait(task) == 42
         os._exit(0)
         """

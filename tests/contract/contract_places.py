@@ -215,7 +215,7 @@ def test_fork_in_the_middle_of_a_batch(green, script):
             sender.cursor().execute("select pg_sleep(0.3); notify forked")
         native_sleep(0.1)
         pid = green.wait(task)
-        with green.Timeout(10):
+        with green.Timeout(60):
             listener.cursor().execute("select pg_sleep(0.5)")
         assert os.waitpid(pid, 0)[1] == 0
         check()

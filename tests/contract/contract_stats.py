@@ -26,7 +26,7 @@ def grown(before):
 
 def await_(green, condition):
     """Wait until the condition holds."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         green.sleep(0.01)

@@ -221,7 +221,7 @@ class Bench:
         conn.close()
 
     def _is_usable(self, conn: connection) -> bool:
-        with suppress(psycopg2.Error, self.green.Timeout), self.green.Timeout(2):
+        with suppress(psycopg2.Error, self.green.Timeout), self.green.Timeout(PATIENCE):
             conn.rollback()
             cursor = conn.cursor()
             cursor.execute("select 42")
@@ -238,7 +238,7 @@ class Bench:
                 self.violations["backend left active"] += self.lab.active()
         self.lab.close_proxies()
         # The errors are kept meanwhile, as a log or a debugger would keep them.
-        self.await_(lambda: not Resources().more_than(before), 2)
+        self.await_(lambda: not Resources().more_than(before))
         self.violations.update(Resources().more_than(before))
 
     @contextmanager
