@@ -66,7 +66,7 @@ def wait_callback(framework: Framework) -> Callable[[WaitCallback], WaitCallback
     """
 
     def decorate(stub: WaitCallback) -> WaitCallback:
-        find_entry = partial(_entry, framework)
+        find_entry = partial(_entry_or_wait, framework)
         wait = make_wait(find_entry, partial(_failed, framework))
         return cast(WaitCallback, functools.wraps(stub)(wait))
 
@@ -85,12 +85,12 @@ def _failed(
     try:
         raise ex
     except BaseException:  # noqa: BLE001
-        return _is_to_wait_again(framework, conn, entry, ex)
+        return _should_wait_again(framework, conn, entry, ex)
     finally:
         ex.__traceback__ = traceback
 
 
-def _is_to_wait_again(
+def _should_wait_again(
     framework: Framework, conn: connection, entry: Entry, ex: BaseException
 ) -> bool:
     epoll_set = entry.epoll_set
@@ -110,7 +110,7 @@ def _is_to_wait_again(
     return False
 
 
-def _entry(
+def _entry_or_wait(
     framework: Framework, conn: connection, state: int, timeout: float | None
 ) -> Entry | None:
     """Return the entry of *conn* in the epoll set of this thread's hub.

@@ -325,8 +325,8 @@ def _lost(entry: Entry) -> psycopg2.OperationalError:
 # ---- the set of a thread -------------------------------------------------------
 
 
-class _Keeper:
-    """Closes the epoll set of a thread when the thread ends or gets another hub."""
+class _ThreadSet:
+    """The epoll set of a thread: closed when the thread ends or gets another hub."""
 
     def __init__(self, hub: object, epoll_set: EpollSet) -> None:
         self.hub = hub
@@ -337,11 +337,11 @@ class _Keeper:
             self.epoll_set.close()
 
 
-class _Thread(original("_thread", "_local")):  # type: ignore[misc]
-    keeper: _Keeper | None = None
+class _ThreadData(original("_thread", "_local")):  # type: ignore[misc]
+    own: _ThreadSet | None = None
 
 
-_thread = _Thread()
+_thread = _ThreadData()
 
 
 def set_in_use() -> EpollSet | None:
@@ -357,25 +357,25 @@ def set_of_thread(hub: object, adapt: Callable[[], Hub]) -> EpollSet | None:
     ends or gets another hub. Return ``None`` if the system has no epoll, or no descriptor
     is left for a set; in the latter case the next call tries again.
     """
-    keeper = _thread.keeper
-    if keeper is not None and keeper.hub is hub:
-        return keeper.epoll_set
+    own = _thread.own
+    if own is not None and own.hub is hub:
+        return own.epoll_set
     if not available():
         return None
     try:
-        made = _Keeper(hub, EpollSet(adapt()))
+        made = _ThreadSet(hub, EpollSet(adapt()))
     except OSError:
         return None
     # A destructor may have made a set meanwhile, which greenlets may wait with.
-    keeper = _thread.keeper
-    if keeper is None or keeper.hub is not hub:
-        _thread.keeper = keeper = made
-    return keeper.epoll_set
+    own = _thread.own
+    if own is None or own.hub is not hub:
+        _thread.own = own = made
+    return own.epoll_set
 
 
 # ---- all sets of the process ---------------------------------------------------
 
-# A plain list, so that it can be copied while another thread appends to it.
+# A plain set, not a WeakSet: it can be copied while another thread adds to it.
 _sets: set[EpollSet] = set()
 
 
@@ -395,7 +395,7 @@ counters.append(_ended)
 def _after_fork() -> None:
     for epoll_set in list(_sets):
         epoll_set.abandon()
-    _thread.keeper = None
+    _thread.own = None
 
 
 def available() -> bool:

@@ -35,7 +35,7 @@ BATCH = 64
 """The maximum number of events in a batch; the loop finds the rest in its next turn."""
 
 
-class Thread(native.original("_thread", "_local")):  # type: ignore[misc]
+class ThreadData(native.original("_thread", "_local")):  # type: ignore[misc]
     """The data of each thread."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Thread(native.original("_thread", "_local")):  # type: ignore[misc]
         """Identifies the thread. (Thread numbers are reused.)"""
 
 
-this_thread = Thread()
+this_thread = ThreadData()
 
 
 class BaseSet:
