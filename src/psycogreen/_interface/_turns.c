@@ -37,8 +37,8 @@ typedef struct Turn {
 static Turn *table[BUCKETS];
 static Turn *spare; /* nodes that are not in use, linked */
 
-/* The connections for which fit() was called, borrowed: they are only compared. For a
-   connection that has lost its place to another one it is called again. */
+/* The connections for which fit() was called: borrowed references, which are only compared.
+   If another connection has taken its place, fit() is called again. */
 static PyObject *fitted[BUCKETS];
 
 static PyObject *on_taken; /* see configure() */
@@ -131,7 +131,7 @@ make_fit(PyObject *conn, void *me)
 {
     PyObject *result;
 
-    /* Noted first: unfit() may be called meanwhile. */
+    /* Set it first: unfit() may be called meanwhile. */
     fitted[place_in_table(conn)] = conn;
     result = PyObject_CallOneArg(fit, conn);
     if (!result) {

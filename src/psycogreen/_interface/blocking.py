@@ -25,7 +25,8 @@ _blocks: dict[object, int] = {}
 """The blocks that are active, each with its native thread."""
 
 on_change: list[Callable[[], None]] = []
-"""Called after psycopg2's wait callback was changed here. They must not raise."""
+"""Functions to call after this module has changed psycopg2's wait callback. They must not
+raise."""
 
 _callback: WaitCallback | None = None
 """While a block is active: the callback to set when the last one ends."""

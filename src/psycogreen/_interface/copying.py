@@ -410,7 +410,7 @@ def end_refused_copy(conn: connection) -> None:
     """End the COPY that ``execute()`` of *conn* has refused, if there is one.
 
     psycopg2 leaves it under way. While it blocks, libpq ends it before the next
-    statement; in green mode nobody does. Raise what the server says about its end.
+    statement; in green mode it does not. Raise the server's error about its end.
     """
     if (
         not conn.closed

@@ -1,10 +1,10 @@
-"""How libpq sends a statement: as suits the way in which psycopg2 waits now.
+"""Set whether libpq may block while it sends, to match how psycopg2 waits now.
 
-psycopg2 chooses when it connects whether libpq may block. A connection that was opened
-while psycopg2 blocked would stop the loop until the server has taken a large statement.
-One that was opened with a wait callback costs much CPU where psycopg2 blocks. So this is
-chosen again at a connection's first use, and at its first one after psycopg2's way of
-waiting has changed.
+psycopg2 sets this only when it connects. A connection that was opened in blocking mode
+would stop the loop until the server has received a large statement. One that was opened
+with a wait callback would cost much CPU in blocking mode. So this module sets it again at
+the first use of a connection, and at the first use after the wait callback was installed or
+removed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from psycogreen._interface.libpq import library
 from psycogreen._wait.twin import entries
 
 BUFFER = 8 * 1024 * 1024
-"""Bytes that a unix socket takes at once, if the system lets it. Each time that the socket
-takes a part of a statement, libpq moves all the rest of it in memory."""
+"""The size of a unix socket's send buffer in bytes, if the system allows it. Each time that
+the socket accepts a part of a statement, libpq moves the rest in memory."""
 
 _SO_DOMAIN = 39
 """Tells the family of a socket, on Linux. The module `socket` has no name for it."""
@@ -34,17 +34,17 @@ class _Reference(ref):  # type: ignore[type-arg]
 
 
 _known: dict[int, _Reference] = {}
-"""The connections that have been fitted and live, by `id`."""
+"""The living connections for which `fit` was called, by `id`."""
 
 _fit: set[int] = set()
-"""Those of them that are as psycopg2 waits now."""
+"""The ids of those connections that match how psycopg2 waits now."""
 
 
 def fit(conn: connection) -> None:
-    """Let libpq block while it sends on *conn*, or not, as psycopg2 does now.
+    """Make libpq block or not while it sends on *conn*, as psycopg2 waits now.
 
-    Called with the turn on *conn*: no statement is under way. It may be called more often
-    than needed.
+    The caller has the turn on *conn*, so no statement is under way. Extra calls are
+    harmless.
     """
     number = id(conn)
     if number in _fit or conn.closed or conn.async_:
@@ -60,7 +60,7 @@ def fit(conn: connection) -> None:
         # It has waited before its first turn: it was opened with a wait callback.
         entry = entries.get(fd)
         is_right = waits and entry is not None and entry.conn() is conn
-    # Noted first: `_unfit_all` may be called meanwhile.
+    # Add it first: `_unfit_all` may be called meanwhile.
     _fit.add(number)
     if not is_right:
         library().PQsetnonblocking(conn.pgconn_ptr, waits)
@@ -68,20 +68,20 @@ def fit(conn: connection) -> None:
 
 def _enlarge_buffer(fd: int) -> None:
     """Enlarge the buffer of *fd* if it is a unix socket."""
-    # The type in C, which no framework patches. To ask the kernel costs less than to ask
+    # The C type, which no framework patches. To ask the kernel costs less than to ask
     # the connection for its host.
     socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
     try:
         if socket.getsockopt(_socket.SOL_SOCKET, _SO_DOMAIN) == _socket.AF_UNIX:
             socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, BUFFER)
     except OSError:
-        pass  # it was closed, which the statement will tell
+        pass  # the socket is closed: the statement will fail
     finally:
         socket.detach()
 
 
 def _forget(reference: _Reference) -> None:
-    """Forget a connection that is no more: another one may have its number."""
+    """Drop a connection that was collected: another one may get its id."""
     number = reference.number
     _known.pop(number, None)
     _fit.discard(number)

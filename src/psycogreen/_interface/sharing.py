@@ -165,7 +165,7 @@ def _executemany(original: Method) -> Method:
         try:
             return original(self, query, rows or vars_list)
         except BaseException as ex:
-            # What the application raises while it makes a row is no error of a statement.
+            # An exception from the application's rows is not an error of a statement.
             if rows is None or rows.has_turn:
                 failures.after_cursor(self, ex)
             raise

@@ -88,7 +88,7 @@ def take(conn: connection) -> bool:
 
 
 def _make_fit(conn: connection) -> None:
-    # Noted first: `unfit` may be called meanwhile.
+    # Add it first: `unfit` may be called meanwhile.
     _fit.add(id(conn))
     try:
         _call_fit(conn)

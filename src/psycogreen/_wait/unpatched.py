@@ -1,7 +1,7 @@
-"""The warning of a process in which psycopg2 alone lets others run.
+"""Warn about a process in which nothing is monkey-patched.
 
-A callback that was asked for by name may be installed before the monkey patch, so this
-is looked at when a thread first waits with a hub, and not again.
+If the framework was given by name, the callback may be installed before the monkey patch.
+So this is checked when a thread waits with a hub for the first time, and only then.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import logging
 from collections.abc import Callable
 
 logger = logging.getLogger("psycogreen.monkey_patch")
-"""A logger of its own: a program that patches nothing on purpose turns off this warning
-and no other."""
+"""A separate logger: a program that patches nothing on purpose can turn off only this
+warning."""
 
 _is_done = False
 
 
 def warn_once(patch_call: str, is_patched: Callable[[str], bool]) -> None:
-    """Warn if none of the modules that block is patched, once in this process.
+    """Warn, once in this process, if none of the modules that block is monkey-patched.
 
-    *patch_call* would patch them. A process that patches some of them does so on purpose.
+    *patch_call* is the call that patches them. There is no warning if some are patched:
+    that is on purpose.
     """
     global _is_done
     if _is_done:
@@ -38,6 +39,6 @@ def warn_once(patch_call: str, is_patched: Callable[[str], bool]) -> None:
 
 
 def leave_to_others() -> None:
-    """Do not warn: a server's plugin, or the check, finds it out and has the remedy."""
+    """Turn off the warning: a server's plugin, or the check, reports it with a remedy."""
     global _is_done
     _is_done = True

@@ -71,8 +71,8 @@ def warn_of_inherited_connections(worker: Worker) -> None:
     """Warn about psycopg2 connections that this worker shares with other workers.
 
     The fork duplicates their socket: the server receives what several workers write as
-    one stream, and each worker may read an answer for another one. Only the first call
-    in each worker looks: later there may be connections of the worker's own.
+    one stream, and each worker may read an answer for another one. Only the first call in
+    each worker checks: later the worker may have its own connections.
     """
     global _looked_at_connections_pid
     if _looked_at_connections_pid == os.getpid():

@@ -66,8 +66,8 @@ _spawn_worker = Arbiter.spawn_worker
 def _spawn_green_worker(server: Arbiter) -> object:
     """Spawn a worker that runs `post_fork`, whatever the configuration's hook is.
 
-    A ``post_fork`` that is defined below the import of psycogreen's replaces it, and
-    each worker would block.
+    A ``post_fork`` that is defined below the import of psycogreen's would replace it, so
+    that psycopg2 would block each worker.
     """
     own = server.cfg.post_fork
     if own is not post_fork and not isinstance(own, _Completed):

@@ -58,10 +58,10 @@ def _prepare_process() -> None:
 
 
 def _track_no_greenlets() -> None:
-    """Keep gevent from recording where a greenlet was made, on Python 3.15.
+    """Turn off gevent's record of where each greenlet was made, on Python 3.15.
 
-    uWSGI makes greenlets where no Python code runs. There gevent 26.9 reads the frame
-    of the caller, which is none, and the worker crashes.
+    uWSGI makes greenlets while no Python code runs. gevent 26.9 then reads the frame of the
+    caller, which does not exist, and the worker crashes.
     """
     if sys.version_info >= (3, 15):
         import gevent
