@@ -1,4 +1,4 @@
-"""psycogreen in gunicorn's real processes."""
+"""psycogreen in real gunicorn processes."""
 
 import json
 import signal
@@ -74,7 +74,7 @@ def test_concurrent_requests(serve, way):
 
 
 def test_without_psycogreen(serve):
-    """The same requests without psycogreen wait for each other: the test can fail."""
+    """Without psycogreen, 50 requests that query wait for each other."""
     with serve("flask_app:app", "-k", "gevent") as server:
         requests(10, f"{server.url}/sleep/0.0")
         results = requests(10, f"{server.url}/sleep/0.2")
@@ -83,7 +83,7 @@ def test_without_psycogreen(serve):
 
 @pytest.mark.parametrize("way", ["configuration", "worker", "both"])
 def test_two_workers(serve, way):
-    """Each of two workers installs the callback, once."""
+    """Each of two workers installs the callback once."""
     with serve("flask_app:app", *WAYS[way], "--workers=2") as server:
         server.await_line(INSTALLED, count=2)
         results = requests(50, f"{server.url}/sleep/0.2")
@@ -92,7 +92,7 @@ def test_two_workers(serve, way):
 
 
 def test_reload(serve):
-    """After SIGHUP each new worker installs the callback, once."""
+    """After SIGHUP each new worker installs the callback once."""
     with serve("status_app:app", *WAYS["both"], "--workers=2") as server:
         # A worker that has not booted yet misses the signal, until gunicorn repeats it.
         answered = set()
@@ -107,7 +107,7 @@ def test_reload(serve):
 
 
 def test_max_requests(serve):
-    """Workers that are recycled are green again, once each."""
+    """Each new worker of max_requests installs the callback once."""
     options = (*WAYS["configuration"], "--max-requests=5")
     with serve("status_app:app", *options) as server:
         seen = set()
@@ -121,7 +121,7 @@ def test_max_requests(serve):
 
 
 def test_graceful_stop(serve, active):
-    """A worker that is told to stop finishes the query in flight."""
+    """A worker that gets SIGTERM finishes the running query."""
     with serve("flask_app:app", *WAYS["configuration"]) as server:
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(request, f"{server.url}/sleep/2.25")
@@ -133,7 +133,7 @@ def test_graceful_stop(serve, active):
 
 @pytest.mark.parametrize("worker", ["sync", "gthread", "tornado", "asgi"])
 def test_blocking_workers(serve, worker):
-    """A worker that is not green is left alone, and the log says so once."""
+    """In a worker that is not green psycopg2 blocks, and the log says so once."""
     if worker == "asgi":
         pytest.importorskip("gunicorn.workers.gasgi", reason="gunicorn is too old")
     app = "status_app:asgi_app" if worker == "asgi" else "status_app:app"
@@ -189,7 +189,7 @@ def test_connections_of_an_own_post_fork(serve, tmp_path):
 
 @pytest.mark.parametrize("way", ["configuration", "worker", "both"])
 def test_preload(serve, way):
-    """Connections opened before the fork are warned of, with their number."""
+    """Connections that were opened before the fork cause a warning with their number."""
     options = (*WAYS[way], "--preload", "--workers=2")
     with serve("preloaded_app:app", *options) as server:
         server.await_line(INSTALLED, count=2)
@@ -210,7 +210,7 @@ POOLS = r"\[(\d+)\] \[WARNING\] psycogreen: psycopg2 pools with a lock .*: 1\. "
 
 @pytest.mark.parametrize("way", ["configuration", "worker", "both", "plugin"])
 def test_preload_before_the_monkey_patch(serve, way):
-    """Locks that a preloaded application has made are warned of, pools above all."""
+    """Preloading before the monkey patch causes warnings about locks and pools."""
     options = WAYS.get(way, ("-k", "gevent"))
     env = {"PSYCOGREEN": "gevent"} if way == "plugin" else {}
     app = "preloaded_pool_app:app"
@@ -223,7 +223,7 @@ def test_preload_before_the_monkey_patch(serve, way):
 
 @pytest.mark.parametrize("plugin", ["", "gevent"])
 def test_preload_after_the_monkey_patch(serve, tmp_path, plugin):
-    """Where the configuration monkey-patches, a preloaded pool works, unwarned."""
+    """If the configuration monkey-patches, a preloaded pool works without a warning."""
     path = tmp_path / "conf.py"
     path.write_text(PATCHING_CONF)
     options = ("-c", str(path), "--preload")
@@ -235,7 +235,7 @@ def test_preload_after_the_monkey_patch(serve, tmp_path, plugin):
 
 
 def test_preload_without_pools(serve):
-    """An application without pools is told of its locks alone, and not without it."""
+    """A preloaded application without pools causes only the warning about locks."""
     with serve("status_app:app", *WAYS["configuration"], "--preload") as server:
         server.await_line(INSTALLED)
         assert server.matches(LATE)
@@ -261,14 +261,14 @@ def test_blocking_gevent_worker(serve, app):
 
 
 def test_preload_in_a_blocking_worker(serve):
-    """Shared connections are as wrong in a worker that is not green."""
+    """A worker that is not green also warns about shared connections."""
     with serve("preloaded_app:app", *CONF, "--preload") as server:
         server.await_line(LEFT_ALONE)
         server.await_line(r"WARNING.* before the fork: 2\.")
 
 
 def test_conflict(dsn, tmp_path):
-    """A worker whose callback is somebody else's does not boot, and says why."""
+    """A worker with another wait callback does not boot, and gives the reason."""
     path = tmp_path / "conf.py"
     path.write_text(
         "import psycopg2.extras\n"

@@ -1,4 +1,4 @@
-"""The pool, without Django: who is served, what is reset, what the server sees."""
+"""The pool without Django: its queue, its resets, and its server processes."""
 
 import math
 import re
@@ -72,7 +72,7 @@ def run(python):
 
 @each_process
 def test_sharing(run, process):
-    """Many share a few connections, and each gets one; none is left in use."""
+    """Many threads share a few connections; none is left in use."""
     run(
         process,
         """
@@ -96,7 +96,7 @@ def test_sharing(run, process):
 
 @each_process
 def test_in_order(run, process):
-    """Those who wait are served in the order in which they came."""
+    """Waiting callers are served in the order of their calls."""
     run(
         process,
         """
@@ -121,7 +121,7 @@ def test_in_order(run, process):
 
 @each_process
 def test_timeout(run, process):
-    """One who waits too long is told how many connections are in use and wanted."""
+    """The error of a caller that waits too long has the pool's figures."""
     run(
         process,
         """
@@ -153,7 +153,7 @@ def test_timeout(run, process):
 
 @each_process
 def test_as_new(run, process):
-    """What a borrower has changed in the session is undone before the next one."""
+    """Changes of a borrower to its session are undone before the next loan."""
     run(
         process,
         """
@@ -224,7 +224,7 @@ def test_as_new(run, process):
 
 @each_process
 def test_dead_connections(run, process):
-    """A connection that the server has closed is not handed out."""
+    """A connection that the server has closed is not lent."""
     run(
         process,
         """
@@ -245,7 +245,7 @@ def test_dead_connections(run, process):
 
 @each_process
 def test_cannot_connect(run, process):
-    """What goes wrong on opening is raised where a connection was asked for."""
+    """An error while opening a connection is raised in the waiting caller."""
     run(
         process,
         """
@@ -267,7 +267,7 @@ def test_cannot_connect(run, process):
 
 @each_process
 def test_sizes_and_ages(run, process):
-    """The pool keeps *min_size* connections, none too old or idle too long."""
+    """The pool keeps min_size connections, and closes old and idle ones."""
     run(
         process,
         """
@@ -298,7 +298,7 @@ def test_sizes_and_ages(run, process):
 
 @each_process
 def test_close(run, process):
-    """After the end those who wait are told, and what comes back is closed."""
+    """After close(), waiting callers get an error, and returned connections are closed."""
     run(
         process,
         """
@@ -330,7 +330,7 @@ def test_close(run, process):
 
 @pytest.mark.parametrize("framework", ["gevent", "eventlet"])
 def test_killed(run, framework):
-    """A borrower may be killed at any time: his place comes back, and none too many."""
+    """A killed borrower loses no place of the pool, and leaves no extra connection."""
     spawn = {
         "gevent": "from gevent import spawn; kill = lambda thread: thread.kill()\n",
         "eventlet": "from eventlet import spawn; kill = lambda thread: thread.kill()\n",
@@ -367,7 +367,7 @@ def test_killed(run, framework):
 
 @each_process
 def test_fork(run, process):
-    """A child has no part in its parent's connections, and begins with none."""
+    """A forked child starts without connections, and does not touch its parent's."""
     run(
         process,
         """
@@ -459,7 +459,7 @@ def test_tended():
 
 @pytest.mark.parametrize("framework", ["gevent", "eventlet"])
 def test_interrupted(run, framework):
-    """Who is interrupted in a query gets that exception, not one about its connection."""
+    """A borrower that is interrupted in a query gets that exception."""
     run(
         framework,
         f"from {framework} import Timeout"
@@ -480,7 +480,7 @@ def test_interrupted(run, framework):
 
 @pytest.mark.parametrize("framework", ["gevent", "eventlet"])
 def test_configure_interrupted(run, framework):
-    """A session that could not be configured counts until its process has ended."""
+    """A session whose configuration fails counts until its server process has ended."""
     run(
         framework,
         f"from {framework} import Timeout"
@@ -505,7 +505,7 @@ def test_configure_interrupted(run, framework):
 
 @each_process
 def test_configure_must_commit(run, process):
-    """What *configure* has set without a commit would be gone after the first use."""
+    """*configure* must commit: otherwise an error is raised."""
     run(
         process,
         """
@@ -525,7 +525,7 @@ def test_configure_must_commit(run, process):
 
 @each_process
 def test_dropped_in_a_copy(run, process):
-    """The place of a connection that is dropped in the middle of a COPY comes back."""
+    """The place of a connection that is dropped during a COPY becomes free."""
     run(
         process,
         """
@@ -545,7 +545,7 @@ def test_dropped_in_a_copy(run, process):
 
 @each_process
 def test_connection_factory(run, process):
-    """Connections may be of an own class, which chooses the class of its cursors."""
+    """connection_factory may be an own class, with its own class of cursors."""
     run(
         process,
         """
@@ -579,7 +579,7 @@ def test_connection_factory(run, process):
 
 @each_process
 def test_closed_meanwhile(run, process):
-    """A connection that is still being opened when the pool is closed is closed."""
+    """A connection that is being opened when the pool is closed gets closed."""
     run(
         process,
         """
@@ -609,7 +609,7 @@ def test_closed_meanwhile(run, process):
 
 @pytest.mark.parametrize("timeout", [-1, float("inf"), float("nan")])
 def test_wrong_timeout(timeout):
-    """A *timeout* that would never end is refused."""
+    """A timeout that would never end is refused."""
     pool = Pool(lambda connection_factory: None)
     with pytest.raises(ValueError, match=re.escape(f"timeout={timeout!r}")):
         pool.get(timeout)
@@ -643,7 +643,7 @@ STATEMENTS = {
 
 @pytest.mark.parametrize("statement", STATEMENTS, ids=lambda text: text[:40].strip())
 def test_traces(statement):
-    """A statement that may change its session is told from one that cannot."""
+    """leaves_traces() returns whether a statement may change its session."""
     assert leaves_traces(statement) == STATEMENTS[statement]
 
 
@@ -660,6 +660,6 @@ def test_traces(statement):
     ],
 )
 def test_wrong_options(options, wrong):
-    """An option that makes no sense is refused, and shown."""
+    """An invalid option of the pool is refused, and shown."""
     with pytest.raises(ValueError, match=re.escape(wrong)):
         Pool(lambda connection_factory: None, **options)
