@@ -640,3 +640,22 @@ def test_cancel_in_the_hub(green, busy):
     green.call_in_hub(busy.conn.cancel)
     with pytest.raises(psycopg2.extensions.QueryCanceledError):
         green.wait(busy.task)
+
+
+def test_close_at_exit(script):
+    """A destructor closes its connection while Python ends."""
+    output = script(
+        """
+        class Holder:
+            def __init__(self):
+                self.conn = psycopg2.connect(dsn)
+                self.conn.cursor().execute("select 1")
+
+            def __del__(self):
+                self.conn.close()
+                print("closed")
+
+        sys.modules["kept to the end"] = Holder()
+        """
+    )
+    assert output == "closed\n"

@@ -107,6 +107,20 @@ remove_turn(Turn *turn)
 
 /* ---- turns ------------------------------------------------------------------ */
 
+/* Return the caller where greenlet cannot tell it: while Python ends, when only
+   destructors run. */
+static void *
+caller_at_exit(void)
+{
+    static char last;
+
+    if (identify || !PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+        return NULL;
+    }
+    PyErr_Clear();
+    return &last;
+}
+
 /* Return the calling greenlet, borrowed: it lives as long as it runs. With an identify
    function, return the number that it gives. Return NULL with an exception set. */
 static inline void *
@@ -116,7 +130,10 @@ caller(void)
                                : (PyObject *)PyGreenlet_GetCurrent();
     void *me = found && identify ? PyLong_AsVoidPtr(found) : found;
 
-    Py_XDECREF(found);
+    if (!found) {
+        return caller_at_exit();
+    }
+    Py_DECREF(found);
     return me;
 }
 

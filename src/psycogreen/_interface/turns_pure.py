@@ -75,7 +75,10 @@ def take(conn: connection) -> bool:
 
     Return ``True`` if the caller must give it back, ``False`` if it had the turn already.
     """
-    mine = [_caller()]
+    try:
+        mine = [_caller()]
+    except RuntimeError:
+        mine = [_caller_at_exit()]
     number = id(conn)
     turn = _turns.setdefault(number, mine)
     if turn is mine:
@@ -85,6 +88,16 @@ def take(conn: connection) -> bool:
     is_mine = turn[0] == mine[0]
     _on_taken(conn, is_mine)
     return not is_mine
+
+
+def _caller_at_exit() -> object:
+    """Identify callers by their thread from now on, and return this one.
+
+    greenlet cannot tell them while Python ends, when only destructors run.
+    """
+    global _caller
+    _caller = native.original("_thread", "get_ident")
+    return _caller()
 
 
 def _make_fit(conn: connection) -> None:
