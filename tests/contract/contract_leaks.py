@@ -98,9 +98,10 @@ def test_answers(green):
 
 
 @pytest.mark.full
-def test_a_million_answers(green):
-    """A million waits that are answered leave no object behind."""
-    answered_waits_leak_nothing(green, 1_000_000)
+def test_very_many_answers(green):
+    """A million waits in C, or 200,000 in Python, leave no object behind."""
+    is_compiled = psycogreen.status().compiled
+    answered_waits_leak_nothing(green, 1_000_000 if is_compiled else 200_000)
 
 
 def test_errors(green):
