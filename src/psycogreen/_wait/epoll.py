@@ -346,8 +346,8 @@ _thread = _ThreadData()
 
 def set_in_use() -> EpollSet | None:
     """Return the epoll set that this thread has, if any, whose hub may be gone."""
-    keeper = _thread.keeper
-    return None if keeper is None else keeper.epoll_set
+    own = _thread.own
+    return None if own is None else own.epoll_set
 
 
 def set_of_thread(hub: object, adapt: Callable[[], Hub]) -> EpollSet | None:
