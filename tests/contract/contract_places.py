@@ -286,6 +286,19 @@ def test_atexit(green, script):
     assert output.strip().endswith("answer 42")
 
 
+def test_kept_until_the_end(green, script):
+    """A connection that is collected after psycogreen's modules leaves no message."""
+    output = script(
+        """
+        import socket
+        os.kept = conn = psycopg2.connect(dsn.replace("127.0.0.1", "localhost"))
+        conn.cursor().execute("select 42")
+        socket.kept = conn
+        """
+    )
+    assert "_forget" not in output, output  # the names of the callbacks
+
+
 def test_module_level(green, script):
     """A query may be the first wait of a program: it makes the hub."""
     assert script("print(query())").strip().endswith("42")

@@ -29,7 +29,10 @@ _plans: dict[int, tuple[weakref.ref[connection], Plan]] = {}
 def note(conn: connection, plan: Plan) -> None:
     """Show the parameters of *plan* for *conn*, not those that libpq received."""
     number = id(conn)
-    _plans[number] = weakref.ref(conn, lambda _: _plans.pop(number, None)), plan
+    # A connection may outlive the names of this module. The reference, which the
+    # callback is given, is what pop() would return.
+    forget = functools.partial(_plans.pop, number)
+    _plans[number] = weakref.ref(conn, forget), plan
 
 
 def is_noted(conn: connection) -> bool:

@@ -10,6 +10,8 @@ removed.
 from __future__ import annotations
 
 import _socket
+import sys
+from collections.abc import Callable
 from weakref import ref
 
 from psycopg2.extensions import connection, get_wait_callback
@@ -80,8 +82,12 @@ def _enlarge_buffer(fd: int) -> None:
         socket.detach()
 
 
-def _forget(reference: _Reference) -> None:
+def _forget(
+    reference: _Reference, exiting: Callable[[], bool] = sys.is_finalizing
+) -> None:
     """Drop a connection that was collected: another one may get its id."""
+    if exiting():
+        return  # a connection may outlive the names of this module
     number = reference.number
     _known.pop(number, None)
     _fit.discard(number)

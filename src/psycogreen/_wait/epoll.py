@@ -295,8 +295,12 @@ def _wake(entry: Entry) -> None:
         waiter.switch()
 
 
-def _forget_dead(reference: _Reference) -> None:
+def _forget_dead(
+    reference: _Reference, exiting: Callable[[], bool] = sys.is_finalizing
+) -> None:
     """Drop the entry of a connection that was collected. Called in any thread."""
+    if exiting():
+        return  # a connection may outlive the names of this module
     entry = entries.get(reference.fd)
     if entry and entry.conn is reference:
         forget(entry)
