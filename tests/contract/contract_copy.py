@@ -429,3 +429,18 @@ def test_next_after_refused(green, connect, sql, autocommit):
         blocking = refuse()
     assert blocking[0] is psycopg2.ProgrammingError
     assert refuse() == blocking
+
+
+@pytest.mark.parametrize("end", ["rollback", "commit", "reset"])
+@pytest.mark.parametrize("sql", ["copy copied to stdout", "copy copied from stdin"])
+def test_refused_in_blocking(table, sql, end):
+    """A COPY that was refused while psycopg2 blocked is not left under way either."""
+    table.connection.commit()
+    with (
+        psycogreen.blocking(),
+        pytest.raises(psycopg2.ProgrammingError, match="can't execute COPY"),
+    ):
+        table.execute(sql)
+    getattr(table.connection, end)()
+    table.execute("select 5")
+    assert table.fetchone() == (5,)

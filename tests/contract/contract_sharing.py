@@ -2,17 +2,23 @@
 
 import gc
 import time
+import uuid
 from contextlib import contextmanager
 from queue import Queue
 
 import psycopg2
 import pytest
 from psycopg2.extensions import ISOLATION_LEVEL_SERIALIZABLE, cursor, set_wait_callback
-from psycopg2.extras import DictCursor, execute_values
+from psycopg2.extras import (
+    DictCursor,
+    LogicalReplicationConnection,
+    execute_values,
+)
 from psycopg2.pool import ThreadedConnectionPool
 
 import psycogreen
 from psycogreen._interface import turns
+from psycogreen._wait import twin
 from psycogreen._wait.native import start_thread, wait_socket
 
 LOCK = 20_13
@@ -659,3 +665,34 @@ def test_close_at_exit(script):
         """
     )
     assert output == "closed\n"
+
+
+@pytest.mark.skipif(not twin.compiled, reason="only C can replace a destructor in C")
+def test_large_object_dropped_during_a_query(green, conn, held, watch):
+    """A large object that nobody refers to any more does not wait for the lock."""
+    large = conn.lobject(0, "wb")
+    owner = green.spawn(query, conn)
+    watch(conn.info.backend_pid)
+    del large
+    held()
+    assert green.wait(owner) == 42
+    conn.lobject(0, "wb").close()
+    conn.rollback()
+
+
+def test_start_of_replication_waits_its_turn(green, connect, held, watch):
+    """A replication starts when another greenlet's query has ended."""
+    conn = connect(connection_factory=LogicalReplicationConnection)
+    cur = conn.cursor()
+    slot = f"slot_{uuid.uuid4().hex}"
+    cur.execute(f"CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL test_decoding")
+    owner = green.spawn(query, conn)
+    watch(conn.info.backend_pid)
+    with pytest.raises(psycopg2.ProgrammingError, match="call start_replication first"):
+        cur.consume_stream(print)
+    task = green.spawn(cur.start_replication, slot_name=slot)
+    until(turns.queued)
+    held()
+    assert green.wait(owner) == 42
+    green.wait(task)
+    assert cur.read_message() is None or cur.wal_end

@@ -1,8 +1,8 @@
 /* The turns on connections, in C. Its twin in Python is turns_pure.py.
 
    Every query takes a turn and gives it back. So a turn that nobody else waits for must
-   be cheap: it is a node in a hash table, found by the connection's address. The methods
-   that run for every query or row take the turn here; the others take it in Python.
+   be cheap: it is a node in a hash table, found by the connection's address. psycopg2's
+   methods take the turn here; psycogreen's own, in Python, take it in sharing.py.
 
    All functions hold the GIL, and call no Python code between the first read of the table
    and the last change of it. So no other thread, destructor or signal handler sees a
@@ -43,7 +43,6 @@ static PyObject *fitted[BUCKETS];
 
 static PyObject *on_taken; /* see configure() */
 static PyObject *fit;
-static PyObject *on_error; /* see taking_turn() */
 static PyObject *identify; /* or NULL */
 
 
@@ -409,16 +408,25 @@ configure(PyObject *Py_UNUSED(module), PyObject *args)
 
 /* ---- psycopg2's methods ----------------------------------------------------- */
 
+/* Whose connection's turn a method takes: it is called on the connection, on one of its
+   cursors, or on a cursor that takes the turn only if it is named. A cursor without a
+   name has received its rows already. */
+enum { OF_CONNECTION, OF_CURSOR, OF_NAMED_CURSOR };
+
 /* A method is replaced by a descriptor of the same kind with the same flags, so that a
-   call costs no more than before, except for the turn. C functions do not receive the
-   method's name, so each method has a function of its own. */
+   call costs no more than before, except for the turn. */
 typedef struct {
-    const char *name;
-    int flags;
+    PyObject *original; /* the descriptor; NULL if this place is free */
+    PyObject *on_error;
     PyCFunction function;
-    PyMethodDef definition; /* of the descriptor */
-    PyCFunction original;
+    PyMethodDef definition; /* of the new descriptor */
+    int whose;
 } Method;
+
+/* psycopg2 has 20 of them. */
+#define METHODS 24
+
+static Method methods[METHODS];
 
 /* Offsets in the structure of a cursor, from its member descriptors. */
 static Py_ssize_t connection_of_cursor;
@@ -431,14 +439,23 @@ is_named(PyObject *cursor)
 }
 
 static inline PyObject *
+connection_of(Method *method, PyObject *self)
+{
+    return method->whose == OF_CONNECTION
+               ? self
+               : *(PyObject **)((char *)self + connection_of_cursor);
+}
+
+static inline PyObject *
 call_original(Method *method, PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    if (method->flags & METH_KEYWORDS) {
+    if (method->definition.ml_flags & METH_KEYWORDS) {
         PyCFunctionWithKeywords function =
-            (PyCFunctionWithKeywords)(void (*)(void))method->original;
+            (PyCFunctionWithKeywords)(void (*)(void))method->function;
         return function(self, args, kwargs);
     }
-    return method->original(self, args);
+    /* The cursor's tp_iternext takes one argument and ignores the second one. */
+    return method->function(self, args);
 }
 
 /* Return the exception that is set, a new reference, and clear it. */
@@ -475,10 +492,11 @@ raise_again(PyObject *value)
 /* Call on_error with the exception of a method. The exception stays set, unless on_error
    raises another one. */
 static void Py_NO_INLINE
-complete(PyObject *cursor)
+complete(Method *method, PyObject *self)
 {
     PyObject *raised = take_raised();
-    PyObject *result = PyObject_CallFunctionObjArgs(on_error, cursor, raised, NULL);
+    PyObject *result =
+        PyObject_CallFunctionObjArgs(method->on_error, self, raised, NULL);
 
     if (result) {
         Py_DECREF(result);
@@ -494,7 +512,7 @@ complete(PyObject *cursor)
 static PyObject *Py_NO_INLINE
 call_in_turn(Method *method, PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    PyObject *conn = *(PyObject **)((char *)self + connection_of_cursor);
+    PyObject *conn = connection_of(method, self);
     PyObject *result = NULL;
     void *me;
     int taken;
@@ -511,7 +529,7 @@ call_in_turn(Method *method, PyObject *self, PyObject *args, PyObject *kwargs)
     if (taken >= 0) {
         result = call_original(method, self, args, kwargs);
         if (!result && PyErr_Occurred()) { /* without one, it was the last row */
-            complete(self);
+            complete(method, self);
         }
     }
     if (taken > 0) {
@@ -521,99 +539,148 @@ call_in_turn(Method *method, PyObject *self, PyObject *args, PyObject *kwargs)
     return result;
 }
 
-enum { EXECUTE, FETCHONE, FETCHMANY, FETCHALL, CLOSE, NEXT, METHODS };
-
-static Method methods[METHODS];
-
-static PyObject *
-execute(PyObject *self, PyObject *args, PyObject *kwargs)
+static inline PyObject *
+call(Method *method, PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    return call_in_turn(&methods[EXECUTE], self, args, kwargs);
-}
-
-static PyObject *
-fetchmany(PyObject *self, PyObject *args, PyObject *kwargs)
-{
-    return is_named(self) ? call_in_turn(&methods[FETCHMANY], self, args, kwargs)
-                          : call_original(&methods[FETCHMANY], self, args, kwargs);
-}
-
-/* The cursor's tp_iternext takes one argument and ignores the second one. */
-#define NAMED_ONLY(function, place)                                             \
-    static PyObject *function(PyObject *self, PyObject *Py_UNUSED(ignored))    \
-    {                                                                           \
-        return is_named(self) ? call_in_turn(&methods[place], self, NULL, NULL) \
-                              : methods[place].original(self, NULL);            \
+    if (method->whose == OF_NAMED_CURSOR && !is_named(self)) {
+        return call_original(method, self, args, kwargs);
     }
+    return call_in_turn(method, self, args, kwargs);
+}
 
-NAMED_ONLY(fetchone, FETCHONE)
-NAMED_ONLY(fetchall, FETCHALL)
-NAMED_ONLY(close_cursor, CLOSE)
-NAMED_ONLY(next_row, NEXT)
+/* A C function does not receive the method's descriptor. So each place has functions of
+   its own, one for each way of passing arguments. */
+#define FUNCTIONS(n)                                                        \
+    static PyObject *call_##n(PyObject *self, PyObject *args)               \
+    {                                                                       \
+        return call(&methods[n], self, args, NULL);                         \
+    }                                                                       \
+    static PyObject *call_with_keywords_##n(PyObject *self, PyObject *args, \
+                                            PyObject *kwargs)               \
+    {                                                                       \
+        return call(&methods[n], self, args, kwargs);                       \
+    }
+#define NAMES(n) {call_##n, call_with_keywords_##n},
+#define EACH(DO)                                                              \
+    DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11) \
+    DO(12) DO(13) DO(14) DO(15) DO(16) DO(17) DO(18) DO(19) DO(20) DO(21)     \
+    DO(22) DO(23)
 
-#define WITH_ARGUMENTS(method, called) \
-    {.name = method,                   \
-     .flags = METH_VARARGS | METH_KEYWORDS, \
-     .function = (PyCFunction)(void (*)(void))called}
+EACH(FUNCTIONS)
 
-static Method methods[METHODS] = {
-    [EXECUTE] = WITH_ARGUMENTS("execute", execute),
-    [FETCHONE] = {.name = "fetchone", .flags = METH_NOARGS, .function = fetchone},
-    [FETCHMANY] = WITH_ARGUMENTS("fetchmany", fetchmany),
-    [FETCHALL] = {.name = "fetchall", .flags = METH_NOARGS, .function = fetchall},
-    [CLOSE] = {.name = "close", .flags = METH_NOARGS, .function = close_cursor},
-    [NEXT] = {.name = "__next__", .function = next_row},
-};
+static const struct {
+    PyCFunction plain;
+    PyCFunctionWithKeywords with_keywords;
+} functions[METHODS] = {EACH(NAMES)};
 
-/* Return the descriptor that replaces a method. Return NULL with an exception set, or
-   without one if the original is of an unknown kind. */
+/* Return a descriptor, a new reference, or NULL with an exception set. */
 static PyObject *
-new_descriptor(Method *method, PyTypeObject *type, PyObject *original)
+new_descriptor(Method *method, int is_slot)
 {
-    if (Py_IS_TYPE(original, &PyWrapperDescr_Type) && !method->flags) {
-        PyWrapperDescrObject *wrapper = (PyWrapperDescrObject *)original;
-        method->original = (PyCFunction)(void (*)(void))wrapper->d_wrapped;
+    PyDescrObject *original = (PyDescrObject *)method->original;
+    int place = (int)(method - methods);
+    PyMethodDef *definition;
+
+    if (is_slot) {
         /* With the same base, type.__setattr__() sets the slot to the function. */
-        return PyDescr_NewWrapper(type, wrapper->d_base,
-                                  (void *)(uintptr_t)method->function);
+        PyWrapperDescrObject *wrapper = (PyWrapperDescrObject *)original;
+        method->function = (PyCFunction)(void (*)(void))wrapper->d_wrapped;
+        return PyDescr_NewWrapper(original->d_type, wrapper->d_base,
+                                  (void *)(uintptr_t)functions[place].plain);
     }
-    if (Py_IS_TYPE(original, &PyMethodDescr_Type)) {
-        PyMethodDef *definition = ((PyMethodDescrObject *)original)->d_method;
-        if (definition->ml_flags == method->flags) {
-            method->original = definition->ml_meth;
-            method->definition = *definition;
-            method->definition.ml_meth = method->function;
-            return PyDescr_NewMethod(type, &method->definition);
-        }
+    definition = ((PyMethodDescrObject *)original)->d_method;
+    method->function = definition->ml_meth;
+    method->definition = *definition;
+    method->definition.ml_meth =
+        definition->ml_flags & METH_KEYWORDS
+            ? (PyCFunction)(void (*)(void))functions[place].with_keywords
+            : functions[place].plain;
+    return PyDescr_NewMethod(original->d_type, &method->definition);
+}
+
+static int
+is_known_method(PyObject *descriptor)
+{
+    int flags;
+
+    if (!Py_IS_TYPE(descriptor, &PyMethodDescr_Type)) {
+        return 0;
     }
-    return NULL;
+    flags = ((PyMethodDescrObject *)descriptor)->d_method->ml_flags;
+    return flags == METH_NOARGS || flags == METH_VARARGS ||
+           flags == (METH_VARARGS | METH_KEYWORDS);
 }
 
 PyDoc_STRVAR(taking_turn_doc,
-"taking_turn(type, name, original, on_error)\n--\n\n"
+"taking_turn(original, whose, on_error)\n--\n\n"
 "Return a descriptor that takes the turn and then does what *original* does.\n\n"
-"*original* is a method of the cursor's type. Return ``None`` if this module does not\n"
-"know how to call it. *on_error* is called with the cursor and the exception of a method,\n"
-"before the turn is given back; it is the same for all methods.");
+"*original* is a method of psycopg2's types, or its cursor's ``__next__``; *whose* is one\n"
+"of the constants. *on_error* is called with the object and the exception of the method,\n"
+"before the turn is given back. Return ``None`` for any other object.");
 
 static PyObject *
 taking_turn(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyTypeObject *type;
-    PyObject *original, *completing, *found = NULL;
-    const char *name;
+    Method *method = methods;
+    PyObject *original, *on_error;
+    int whose, is_slot;
 
-    if (!PyArg_ParseTuple(args, "O!sOO:taking_turn", &PyType_Type, &type, &name,
-                          &original, &completing)) {
+    if (!PyArg_ParseTuple(args, "OiO:taking_turn", &original, &whose, &on_error)) {
         return NULL;
     }
-    Py_XSETREF(on_error, Py_NewRef(completing));
-    for (Method *method = methods; method < methods + METHODS; method++) {
-        if (strcmp(method->name, name) == 0) {
-            found = new_descriptor(method, type, original);
+    is_slot = Py_IS_TYPE(original, &PyWrapperDescr_Type);
+    if (!is_slot && !is_known_method(original)) {
+        Py_RETURN_NONE;
+    }
+    /* A method that is replaced again has its place already. */
+    while (method->original && method->original != original) {
+        if (++method == methods + METHODS) {
+            Py_RETURN_NONE;
         }
     }
-    return found || PyErr_Occurred() ? found : Py_NewRef(Py_None);
+    Py_XSETREF(method->original, Py_NewRef(original));
+    Py_XSETREF(method->on_error, Py_NewRef(on_error));
+    method->whose = whose;
+    return new_descriptor(method, is_slot);
+}
+
+
+/* ---- large objects ----------------------------------------------------------- */
+
+static destructor dealloc_of_lobject;
+
+/* Destroy a large object. psycopg2 closes it, and takes the connection's lock for that. If
+   somebody has the turn, and so may have the lock, this must not wait: it runs wherever
+   the last reference goes. Then the server closes the large object, when the transaction
+   ends. Without a connection, psycopg2 does nothing; its structure has the connection
+   first, in all of psycopg2 2. */
+static void
+dealloc_lobject(PyObject *self)
+{
+    PyObject **conn = (PyObject **)(self + 1);
+
+    if (*conn && find(*conn)) {
+        Py_CLEAR(*conn);
+    }
+    dealloc_of_lobject(self);
+}
+
+/* Return 0, or -1 with an exception set. */
+static int
+guard_large_objects(PyObject *extensions)
+{
+    PyObject *type = PyObject_GetAttrString(extensions, "lobject");
+
+    if (!type) {
+        return -1;
+    }
+    /* Subclasses call what their base has at the time. */
+    if (((PyTypeObject *)type)->tp_dealloc != dealloc_lobject) {
+        dealloc_of_lobject = ((PyTypeObject *)type)->tp_dealloc;
+        ((PyTypeObject *)type)->tp_dealloc = dealloc_lobject;
+    }
+    Py_DECREF(type);
+    return 0;
 }
 
 
@@ -642,7 +709,7 @@ offset_of(PyObject *cursor, const char *name, int type)
 }
 
 static int
-module_exec(PyObject *Py_UNUSED(module))
+module_exec(PyObject *module)
 {
     PyObject *extensions, *cursor;
 
@@ -651,15 +718,25 @@ module_exec(PyObject *Py_UNUSED(module))
         return -1;
     }
     extensions = PyImport_ImportModule("psycopg2.extensions");
-    cursor = extensions ? PyObject_GetAttrString(extensions, "cursor") : NULL;
-    Py_XDECREF(extensions);
-    if (!cursor) {
+    if (!extensions) {
         return -1;
     }
+    cursor = PyObject_GetAttrString(extensions, "cursor");
+    if (!cursor || guard_large_objects(extensions) < 0) {
+        Py_DECREF(extensions);
+        Py_XDECREF(cursor);
+        return -1;
+    }
+    Py_DECREF(extensions);
     connection_of_cursor = offset_of(cursor, "connection", MEMBER_OBJECT);
     name_of_cursor = PyErr_Occurred() ? -1 : offset_of(cursor, "name", MEMBER_STRING);
     Py_DECREF(cursor);
-    return PyErr_Occurred() ? -1 : 0;
+    if (PyErr_Occurred() || PyModule_AddIntMacro(module, OF_CONNECTION) < 0 ||
+        PyModule_AddIntMacro(module, OF_CURSOR) < 0 ||
+        PyModule_AddIntMacro(module, OF_NAMED_CURSOR) < 0) {
+        return -1;
+    }
+    return 0;
 }
 
 static PyMethodDef module_methods[] = {

@@ -1,6 +1,7 @@
 from collections.abc import Callable
+from typing import Any
 
-from psycopg2.extensions import connection, cursor
+from psycopg2.extensions import connection
 
 def take(conn: connection) -> bool: ...
 def give(conn: connection) -> None: ...
@@ -15,8 +16,9 @@ def configure(
     identify: Callable[[], int] | None = None,
 ) -> None: ...
 def taking_turn(
-    type: type,
-    name: str,
-    original: object,
-    on_error: Callable[[cursor, BaseException], None],
+    original: object, whose: int, on_error: Callable[[Any, BaseException], None]
 ) -> object: ...
+
+OF_CONNECTION: int
+OF_CURSOR: int
+OF_NAMED_CURSOR: int

@@ -34,9 +34,9 @@ from psycopg2.extensions import (
 
 from psycogreen._interface.libpq import COPY_IN, COPY_OUT, library
 from psycogreen._interface.members import Member
-from psycogreen._interface.replacing import Replacement, method
+from psycogreen._interface.replacing import method
 from psycogreen._wait import twin
-from psycogreen._wait.native import original
+from psycogreen._wait.native import original, wait_socket
 
 if twin.compiled:
     try:
@@ -118,10 +118,7 @@ class _Copy:
 
     def _next_step(self) -> Callable[[], int] | None:
         """Return the next step after a result; ``None`` if it does not begin a COPY."""
-        # In COPY mode libpq returns the same result at each call, else none.
-        result = self._libpq.PQgetResult(self._pgconn)
-        status = self._libpq.PQresultStatus(result)
-        self._libpq.PQclear(result)
+        status = _result_status(self._pgconn)
         self.begun = self.begun or status in (COPY_OUT, COPY_IN)
         if status == COPY_OUT:
             return self._get
@@ -413,16 +410,19 @@ def end_refused_copy(conn: connection) -> None:
     statement; in green mode it does not. Raise the server's error about its end.
     """
     if (
-        not conn.closed
-        and conn.info.transaction_status == TRANSACTION_STATUS_ACTIVE
-        and not conn.async_
+        conn.closed
+        or conn.get_transaction_status() != TRANSACTION_STATUS_ACTIVE
+        or conn.async_
+        or not _is_copying(conn)
     ):
-        _end_copy(conn)
-
-
-def _end_copy(conn: connection) -> None:
-    wait: Any = get_wait_callback()
+        return
     copy = _Copy(conn, _NoFile(), 1)
+    wait: Any = get_wait_callback()
+    if wait is None:
+        # In blocking() libpq would end it, but not after the block.
+        while (state := copy.poll()) != POLL_OK:
+            wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=None)
+        return
     twin.polls[id(conn)] = copy.poll
     try:
         wait(conn)
@@ -431,25 +431,22 @@ def _end_copy(conn: connection) -> None:
         copy.close()
 
 
-def _ends_refused_copy(name: str) -> Replacement:
-    """Make a connection's method first end a COPY that was refused in ``blocking()``.
-
-    `failures` ends any other refused COPY immediately.
-    """
-
-    @method(connection, name)
-    def call(
-        original: Callable[..., object], self: connection, *args: object
-    ) -> object:
-        end_refused_copy(self)
-        return original(self, *args)
-
-    return call
+def _is_copying(conn: connection) -> bool:
+    """Return whether a COPY is under way, which a replication is not."""
+    pgconn = conn.pgconn_ptr
+    if library().PQisBusy(pgconn):  # the next result would have to be waited for
+        return False
+    return _result_status(pgconn) in (COPY_OUT, COPY_IN)
 
 
-REPLACEMENTS = (
-    _copy_expert,
-    _copy_from,
-    _copy_to,
-    *map(_ends_refused_copy, ("commit", "rollback", "reset")),
-)
+def _result_status(pgconn: Any) -> int:  # noqa: ANN401
+    """Return the status of the next result."""
+    # In COPY mode libpq returns the same result at each call, else none.
+    libpq = library()
+    result = libpq.PQgetResult(pgconn)
+    status: int = libpq.PQresultStatus(result)
+    libpq.PQclear(result)
+    return status
+
+
+REPLACEMENTS = (_copy_expert, _copy_from, _copy_to)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import psycopg2
-from psycopg2.extensions import STATUS_READY, connection, cursor, get_wait_callback
+from psycopg2.extensions import STATUS_READY, connection, cursor
 
 from psycogreen._interface.copying import end_refused_copy
 from psycogreen._interface.members import Member
@@ -31,7 +31,7 @@ def after_cursor(self: cursor, error: BaseException) -> None:
         # psycopg2 does not set the cursor if BEGIN has failed.
         if error.pgerror and (conn.autocommit or conn.status != STATUS_READY):
             _cursor.set(error, self)
-    elif get_wait_callback():
+    else:
         # The server's error at the end of the COPY adds nothing to psycopg2's.
         with suppress(psycopg2.Error):
             end_refused_copy(conn)

@@ -24,6 +24,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "PQgetResult": (ctypes.c_void_p, (ctypes.c_void_p,)),
     "PQresultStatus": (ctypes.c_int, (ctypes.c_void_p,)),
     "PQclear": (None, (ctypes.c_void_p,)),
+    "PQisBusy": (ctypes.c_int, (ctypes.c_void_p,)),
     "PQisnonblocking": (ctypes.c_int, (ctypes.c_void_p,)),
     "PQsetnonblocking": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_int)),
 }

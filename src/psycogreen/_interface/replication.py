@@ -149,18 +149,16 @@ def _check(self: ReplicationCursor, state: _State, interval: Any) -> None:  # no
         msg = "keepalive_interval must be >= 1 (sec)"
     elif state.consuming:
         msg = "consume_stream cannot be used when already in the consume loop"
-    elif not _is_replicating(self.connection):
+    elif not _is_replicating(self):
         msg = "consume_stream: not replicating, call start_replication first"
     if msg:
         raise psycopg2.ProgrammingError(msg)
 
 
-def _is_replicating(conn: connection) -> bool:
-    libpq = library()
-    result = libpq.PQgetResult(conn.pgconn_ptr)
-    status = libpq.PQresultStatus(result)
-    libpq.PQclear(result)
-    return bool(status == COPY_BOTH)
+def _is_replicating(self: ReplicationCursor) -> bool:
+    # The cursor's own result: to ask the connection would wait if it is in a query.
+    result = self.pgresult_ptr
+    return bool(result) and library().PQresultStatus(result) == COPY_BOTH
 
 
 def _consume(

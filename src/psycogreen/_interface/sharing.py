@@ -9,11 +9,20 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from psycopg2._psycopg import ReplicationCursor
 from psycopg2.extensions import connection, cursor
 
 from psycogreen._interface import failures
 from psycogreen._interface.replacing import Replacement
-from psycogreen._interface.turns import give, take, taking_turn
+from psycogreen._interface.turns import (
+    OF_CONNECTION,
+    OF_CURSOR,
+    OF_NAMED_CURSOR,
+    OnError,
+    give,
+    take,
+    taking_turn,
+)
 
 _CONNECTION = (
     "close",
@@ -33,11 +42,10 @@ _CONNECTION = (
 _ATTRIBUTES = ("autocommit", "deferrable", "isolation_level", "readonly")
 """The attributes that take the lock when they are set."""
 
-_CURSOR = ("callproc", "copy_expert", "copy_from", "copy_to")
+_CURSOR = ("callproc", "copy_expert", "copy_from", "copy_to", "execute")
 
-# Methods that query the server if the cursor is named, and otherwise take no lock.
-_NAMED_CURSOR = ("fetchmany", "scroll")
-_WITHOUT_ARGUMENTS = ("__next__", "close", "fetchall", "fetchone")
+_NAMED_CURSOR = ("__next__", "close", "fetchall", "fetchmany", "fetchone", "scroll")
+"""The methods that query the server if the cursor is named, and else take no lock."""
 
 Method = Callable[..., Any]
 
@@ -86,26 +94,6 @@ def _of_cursor(original: Method) -> Method:
     return method
 
 
-def _execute(original: Method) -> Method:
-    # Like _of_cursor(), but with named arguments: packing them costs time in each query.
-    @functools.wraps(original)
-    def execute(self: cursor, query: Any, vars: Any = None) -> Any:  # noqa: ANN401
-        conn = _connection_of(self)
-        if conn is None:
-            return original(self, query, vars)
-        taken = take(conn)
-        try:
-            return original(self, query, vars)
-        except BaseException as ex:
-            failures.after_cursor(self, ex)
-            raise
-        finally:
-            if taken:
-                give(conn)
-
-    return execute
-
-
 def _of_named_cursor(original: Method) -> Method:
     in_turn = _of_cursor(original)
 
@@ -114,17 +102,6 @@ def _of_named_cursor(original: Method) -> Method:
         if _name_of(self) is None:
             return original(self, *args, **kwargs)
         return in_turn(self, *args, **kwargs)
-
-    return method
-
-
-def _without_arguments(original: Method) -> Method:
-    # Like _of_named_cursor(), but cheaper: it runs for every row.
-    in_turn = _of_cursor(original)
-
-    @functools.wraps(original)
-    def method(self: cursor) -> object:
-        return (original if _name_of(self) is None else in_turn)(self)
 
     return method
 
@@ -176,20 +153,29 @@ def _executemany(original: Method) -> Method:
     return executemany
 
 
-def _replacement(cls: type, name: str, make: Callable[[Any], Any]) -> Replacement:
-    def in_turn(original: Any) -> Any:  # noqa: ANN401
-        return taking_turn(cls, name, original, failures.after_cursor) or make(original)
+_WHOSE: dict[int, tuple[Callable[[Method], Method], OnError]] = {
+    OF_CONNECTION: (_of_connection, failures.after_connection),
+    OF_CURSOR: (_of_cursor, failures.after_cursor),
+    OF_NAMED_CURSOR: (_of_named_cursor, failures.after_cursor),
+}
 
-    return Replacement(cls, name, in_turn if cls is cursor else make)
+
+def _method(cls: type, name: str, whose: int) -> Replacement:
+    otherwise, on_error = _WHOSE[whose]
+
+    def make(original: Method) -> Method:
+        in_turn: Method | None = taking_turn(original, whose, on_error)
+        return in_turn or otherwise(original)
+
+    return Replacement(cls, name, make)
 
 
 REPLACEMENTS = [
-    *(_replacement(connection, name, _of_connection) for name in _CONNECTION),
-    *(_replacement(connection, name, _attribute) for name in _ATTRIBUTES),
-    *(_replacement(cursor, name, _of_cursor) for name in _CURSOR),
-    *(_replacement(cursor, name, _of_named_cursor) for name in _NAMED_CURSOR),
-    *(_replacement(cursor, name, _without_arguments) for name in _WITHOUT_ARGUMENTS),
-    _replacement(cursor, "execute", _execute),
-    _replacement(cursor, "executemany", _executemany),
+    *(_method(connection, name, OF_CONNECTION) for name in _CONNECTION),
+    *(Replacement(connection, name, _attribute) for name in _ATTRIBUTES),
+    *(_method(cursor, name, OF_CURSOR) for name in _CURSOR),
+    *(_method(cursor, name, OF_NAMED_CURSOR) for name in _NAMED_CURSOR),
+    _method(ReplicationCursor, "start_replication_expert", OF_CURSOR),
+    Replacement(cursor, "executemany", _executemany),
 ]
 """The methods that take a turn. Install them after the methods that they wrap."""

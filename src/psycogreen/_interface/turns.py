@@ -21,16 +21,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
-from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE, connection, cursor
+from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE, connection
 
-from psycogreen._wait import forks, native
+from psycogreen._wait import forks, native, twin
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from psycogreen._wait.native import SocketWait
 
-OnError = Callable[[cursor, BaseException], None]
+OnError = Callable[[Any, BaseException], None]
 
 SELF = (
     "cannot use the connection during a query of the same greenlet, which would wait "
@@ -43,8 +43,8 @@ IN_HUB = (
 
 
 def _load() -> ModuleType:
-    """Return the twin to use: ``PSYCOGREEN_PURE=1`` forces Python."""
-    if not os.environ.get("PSYCOGREEN_PURE"):
+    """Return the twin to use: in C if the wait is in C too."""
+    if twin.compiled:
         with contextlib.suppress(ImportError):
             return import_module("psycogreen._interface._turns")
     return import_module("psycogreen._interface.turns_pure")
@@ -68,10 +68,17 @@ unfit: Callable[..., None] = _twin.unfit
 """Call *fit* of `configure` at the next turn on the connection of that `id`, or on each
 connection."""
 
-taking_turn: Callable[[type, str, Any, OnError], Any] = _twin.taking_turn
-"""Return a descriptor that takes the turn around a method of the cursor's type, or
-``None`` if the twin does not know the method. The last argument is called with the
-method's exceptions."""
+OF_CONNECTION: int = _twin.OF_CONNECTION
+OF_CURSOR: int = _twin.OF_CURSOR
+OF_NAMED_CURSOR: int = _twin.OF_NAMED_CURSOR
+"""Whose connection's turn a method takes: it is called on the connection, on one of its
+cursors, or on a cursor that takes the turn only if it is named."""
+
+taking_turn: Callable[[Any, int, OnError], Any] = _twin.taking_turn
+"""Return a replacement of a method of psycopg2 that takes the turn around it, or ``None``
+if the twin does not know the method. The second argument is one of the constants. The
+last one is called with the object and the method's exceptions, before the turn is given
+back."""
 
 _wait_socket: SocketWait
 _in_hub: Callable[[], bool]

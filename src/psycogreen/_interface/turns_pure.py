@@ -1,5 +1,8 @@
 """The turns on connections, in Python. Its twin in C is _turns.c.
 
+Every query takes a turn, so the methods that are called most are closures, which pass
+their arguments without packing them. That of a query takes and gives a free turn itself.
+
 Other native threads, signal handlers and destructors may run between any two lines. So
 each change of shared state is a single operation of a dictionary or a list.
 """
@@ -7,14 +10,23 @@ each change of shared state is a single operation of a dictionary or a list.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from psycopg2.extensions import connection, cursor
 
 from psycogreen._wait import native
 
-if TYPE_CHECKING:
-    from psycopg2.extensions import connection
+Method = Callable[..., Any]
+OnError = Callable[[Any, BaseException], None]
+
+OF_CONNECTION, OF_CURSOR, OF_NAMED_CURSOR = range(3)
+
+# The base type's descriptors: psycopg2 does not use a subclass's attributes.
+_connection_of = vars(cursor)["connection"].__get__
+_name_of = vars(cursor)["name"].__get__
 
 _ONE = (1).to_bytes(8, sys.byteorder)
 """An increment for an eventfd. A pipe accepts any bytes."""
@@ -129,14 +141,18 @@ def give(conn: connection) -> None:
         return
     if len(turn) == 1:
         del _turns[number]
-        # Another thread may have joined the queue meanwhile: it must try again.
         if len(turn) > 1:
-            for late in turn[1:]:
-                late.wake()
+            _wake_late(turn)
     else:
         first = turn[1]
         turn[:2] = [first.caller]
         first.wake()
+
+
+def _wake_late(turn: list[Any]) -> None:
+    """Wake the threads that joined the queue of a turn while it ended."""
+    for late in turn[1:]:
+        late.wake()
 
 
 def enqueue(conn: connection, bell: int) -> bool:
@@ -179,5 +195,101 @@ def forget() -> None:
     _turns.clear()
 
 
-def taking_turn(cls: type, name: str, original: object, on_error: object) -> None:
-    """Return ``None``: in Python, `sharing` makes all replacements."""
+def _execute(original: Method, on_error: OnError) -> Method:
+    turns, take_if_free, fit = _turns, _turns.setdefault, _fit
+
+    @functools.wraps(original)
+    def execute(self: cursor, query: Any, vars: Any = None) -> Any:  # noqa: ANN401
+        conn = _connection_of(self)
+        number = id(conn)
+        try:
+            mine = [_caller()]
+        except RuntimeError:  # while Python ends, see take()
+            return slowly(conn, self, query, vars)
+        if (
+            number not in fit  # nor is None, if the cursor is not initialised
+            or take_if_free(number, mine) is not mine
+        ):
+            return slowly(conn, self, query, vars)
+        try:
+            return original(self, query, vars)
+        except BaseException as ex:
+            on_error(self, ex)
+            raise
+        finally:
+            # A fork may have removed it, and another greenlet taken the turn.
+            if len(mine) == 1 and turns.get(number) is mine:
+                del turns[number]
+                if len(mine) > 1:
+                    _wake_late(mine)
+            else:
+                give(conn)
+
+    def slowly(conn: connection | None, self: cursor, *args: Any) -> Any:  # noqa: ANN401
+        taken = conn is not None and take(conn)
+        try:
+            return original(self, *args)
+        except BaseException as ex:
+            on_error(self, ex)
+            raise
+        finally:
+            if conn is not None and taken:
+                give(conn)
+
+    return execute
+
+
+def _of_connection(original: Method, on_error: OnError) -> Method:
+    @functools.wraps(original)
+    def method(self: connection) -> Any:  # noqa: ANN401
+        taken = take(self)
+        try:
+            return original(self)
+        except BaseException as ex:
+            on_error(self, ex)
+            raise
+        finally:
+            if taken:
+                give(self)
+
+    return method
+
+
+def _of_named_cursor(original: Method, on_error: OnError) -> Method:
+    @functools.wraps(original)
+    def method(self: cursor) -> Any:  # noqa: ANN401
+        if _name_of(self) is None:
+            return original(self)
+        conn = _connection_of(self)
+        taken = take(conn)
+        try:
+            return original(self)
+        except BaseException as ex:
+            on_error(self, ex)
+            raise
+        finally:
+            if taken:
+                give(conn)
+
+    return method
+
+
+_OFTEN_CALLED = {
+    (OF_CURSOR, "execute"): _execute,
+    (OF_CONNECTION, "commit"): _of_connection,
+    (OF_CONNECTION, "rollback"): _of_connection,
+    (OF_NAMED_CURSOR, "__next__"): _of_named_cursor,
+    (OF_NAMED_CURSOR, "close"): _of_named_cursor,
+    (OF_NAMED_CURSOR, "fetchall"): _of_named_cursor,
+    (OF_NAMED_CURSOR, "fetchone"): _of_named_cursor,
+}
+
+
+def taking_turn(original: Method, whose: int, on_error: OnError) -> Method | None:
+    """Return a function that takes the turn and then does what *original* does.
+
+    *on_error* is called with the object and the exception of *original*, before the turn
+    is given back. Return ``None`` for a method that is not called often.
+    """
+    make = _OFTEN_CALLED.get((whose, original.__name__))
+    return make(original, on_error) if make else None

@@ -31,6 +31,9 @@ typedef struct {
     PyTypeObject *set_type;
     PyTypeObject *entry_type;
     PyTypeObject *wait_type;
+    PyTypeObject *connection_type; /* psycopg2's, or NULL: see find_own_methods() */
+    PyCFunction own_poll;
+    PyCFunction own_fileno;
     PyObject *entries; /* a dictionary: descriptor -> Entry */
     PyObject *polls;   /* a dictionary: id of a connection -> replacement of its poll */
     PyObject *poll;    /* names of methods */
@@ -72,6 +75,7 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
+    vectorcallfunc vectorcall;
     PyObject *dict; /* functools.wraps() writes into it */
     PyObject *weakrefs;
     PyObject *find_entry;
@@ -480,6 +484,16 @@ static PyType_Spec set_spec = {
 
 /* ---- the wait -------------------------------------------------------------- */
 
+/* Call a method without arguments. Return the result, a new reference, or NULL with an
+   exception set. An object of exactly psycopg2's type has psycopg2's own method: calling
+   its C function saves the lookup and the call through Python. */
+static inline PyObject *
+call_connection(State *state, PyObject *conn, PyCFunction own, PyObject *name)
+{
+    return Py_IS_TYPE(conn, state->connection_type) ? own(conn, NULL)
+                                                    : PyObject_CallMethodNoArgs(conn, name);
+}
+
 /* Call the replacement of a connection's poll() if there is one, else poll(). Return the
    result, a new reference, or NULL with an exception set. */
 static PyObject *
@@ -509,7 +523,7 @@ poll_connection(State *state, PyObject *conn, int *code)
 {
     PyObject *result = PyDict_GET_SIZE(state->polls)
                            ? poll_otherwise(state, conn)
-                           : PyObject_CallMethodNoArgs(conn, state->poll);
+                           : call_connection(state, conn, state->own_poll, state->poll);
 
     *code = POLL_OTHER;
     if (result && PyLong_Check(result)) {
@@ -666,7 +680,7 @@ wait_until_ok(State *state, PyObject *conn, Entry *entry, PyObject *wanted, int 
 static Entry *
 find_here(State *state, PyObject *conn)
 {
-    PyObject *fd = PyObject_CallMethodNoArgs(conn, state->fileno);
+    PyObject *fd = call_connection(state, conn, state->own_fileno, state->fileno);
     Entry *entry;
 
     if (!fd) {
@@ -781,15 +795,45 @@ wait_call(Wait *self, PyObject *args, PyObject *kwargs)
     if (!module) {
         return NULL;
     }
-    /* The caller, psycopg2, holds the connection in *args. */
-    if (!kwargs && PyTuple_GET_SIZE(args) == 1) {
-        conn = PyTuple_GET_ITEM(args, 0);
-    }
-    else if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:wait", names, &conn,
-                                          &timeout)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:wait", names, &conn, &timeout)) {
         return NULL;
     }
     return wait_for(PyModule_GetState(module), self, conn, timeout);
+}
+
+/* Call it with the arguments of a vectorcall, in a tuple and a dictionary. */
+static PyObject *
+wait_call_packed(Wait *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    PyObject *positional = PyTuple_New(count), *keywords = PyDict_New();
+    PyObject *result = NULL;
+    int status = positional && keywords ? 0 : -1;
+
+    for (Py_ssize_t i = 0; status == 0 && i < count; i++) {
+        PyTuple_SET_ITEM(positional, i, Py_NewRef(args[i]));
+    }
+    for (Py_ssize_t i = 0; status == 0 && names && i < PyTuple_GET_SIZE(names); i++) {
+        status = PyDict_SetItem(keywords, PyTuple_GET_ITEM(names, i), args[count + i]);
+    }
+    if (status == 0) {
+        result = wait_call(self, positional, keywords);
+    }
+    Py_XDECREF(positional);
+    Py_XDECREF(keywords);
+    return result;
+}
+
+/* psycopg2 passes only the connection; the caller holds it during the call. */
+static PyObject *
+wait_vectorcall(Wait *self, PyObject *const *args, size_t flags, PyObject *names)
+{
+    PyObject *module;
+
+    if (names || PyVectorcall_NARGS(flags) != 1) {
+        return wait_call_packed(self, args, PyVectorcall_NARGS(flags), names);
+    }
+    module = PyType_GetModule(Py_TYPE(self));
+    return module ? wait_for(PyModule_GetState(module), self, args[0], Py_None) : NULL;
 }
 
 static int
@@ -866,6 +910,7 @@ static PyMethodDef wait_methods[] = {
 };
 
 static PyMemberDef wait_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Wait, vectorcall), READONLY, NULL},
     {"__dictoffset__", T_PYSSIZET, offsetof(Wait, dict), READONLY, NULL},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(Wait, weakrefs), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
@@ -892,7 +937,7 @@ static PyType_Slot wait_slots[] = {
 static PyType_Spec wait_spec = {
     .name = "psycogreen._wait._speedups.Wait",
     .basicsize = sizeof(Wait),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC |
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
              Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = wait_slots,
 };
@@ -915,6 +960,7 @@ make_wait(PyObject *module, PyObject *args)
     if (!self) {
         return NULL;
     }
+    self->vectorcall = (vectorcallfunc)wait_vectorcall;
     self->dict = NULL;
     self->weakrefs = NULL;
     self->find_entry = Py_NewRef(find_entry);
@@ -962,6 +1008,43 @@ add_names(State *state)
     return 0;
 }
 
+/* Return the C function of a psycopg2 method without arguments, which its type owns.
+   Return NULL without an exception if it is no such method, or with one set. */
+static PyCFunction
+own_method(PyObject *type, PyObject *name)
+{
+    PyObject *found = PyObject_GetAttr(type, name);
+    PyCFunction function = NULL;
+
+    if (found && Py_IS_TYPE(found, &PyMethodDescr_Type) &&
+        ((PyMethodDescrObject *)found)->d_method->ml_flags == METH_NOARGS) {
+        function = ((PyMethodDescrObject *)found)->d_method->ml_meth;
+    }
+    Py_XDECREF(found);
+    return function;
+}
+
+/* Find the C functions that poll psycopg2's connections. Return 0, or -1 with an exception
+   set. Without them, the methods are called as Python calls them. */
+static int
+find_own_methods(State *state)
+{
+    PyObject *extensions = PyImport_ImportModule("psycopg2.extensions");
+    PyObject *type =
+        extensions ? PyObject_GetAttrString(extensions, "connection") : NULL;
+
+    Py_XDECREF(extensions);
+    if (!type) {
+        return -1;
+    }
+    if ((state->own_poll = own_method(type, state->poll)) &&
+        (state->own_fileno = own_method(type, state->fileno))) {
+        state->connection_type = (PyTypeObject *)Py_NewRef(type);
+    }
+    Py_DECREF(type);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
 /* Get greenlet's C API. Return 0, or -1 with an exception set, also if it is an older
    one, which has fewer functions. */
 static int
@@ -988,6 +1071,7 @@ module_exec(PyObject *module)
     State *state = PyModule_GetState(module);
 
     if (import_greenlet() < 0 || add_names(state) < 0 ||
+        find_own_methods(state) < 0 ||
         !(state->set_type = add_type(module, &set_spec, 1)) ||
         !(state->entry_type = add_type(module, &entry_spec, 1)) ||
         !(state->wait_type = add_type(module, &wait_spec, 0)) ||
@@ -1007,6 +1091,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->set_type);
     Py_VISIT(state->entry_type);
     Py_VISIT(state->wait_type);
+    Py_VISIT(state->connection_type);
     Py_VISIT(state->entries);
     Py_VISIT(state->polls);
     return 0;
@@ -1019,6 +1104,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->set_type);
     Py_CLEAR(state->entry_type);
     Py_CLEAR(state->wait_type);
+    Py_CLEAR(state->connection_type);
     Py_CLEAR(state->entries);
     Py_CLEAR(state->polls);
     Py_CLEAR(state->poll);
