@@ -97,6 +97,18 @@ def test_stress(serve_uwsgi, stress, build, engine):
         stress(server, "plain")
 
 
+@each_build
+@each_engine
+def test_shared_connection(serve_uwsgi, build, engine):
+    """Requests that share a connection take turns, and leave the others alone."""
+    with serve_uwsgi(build, engine, APP) as server:
+        urls = [f"{server.url}/shared/{token}/0.02" for token in range(40)]
+        urls += [f"{server.url}/plain/{token}/0.02" for token in range(40, 60)]
+        results = request_all(urls)
+        assert [result.body for result in results] == list(map(str, range(60)))
+        assert_alive(server)
+
+
 @pytest.mark.parametrize("build", other_pythons)
 @each_engine
 def test_stress_on_other_pythons(serve_uwsgi, stress, build, engine):
