@@ -107,7 +107,8 @@ class _Hub:
         return self._hub.switch()
 
     def call_soon(self, function: Callable[[], object]) -> None:
-        self._hub.loop.run_callback(function)
+        if not _is_over(self._hub):
+            self._hub.loop.run_callback(function)
 
     def handle_error(self, error: BaseException) -> None:
         # The error must end the loop. gevent then stops the watcher that raised it, so

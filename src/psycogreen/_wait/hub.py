@@ -76,7 +76,10 @@ class Hub(Protocol):
         """
 
     def call_soon(self, function: Callable[[], object]) -> None:
-        """Call *function* in the hub, in the next iteration of its loop."""
+        """Call *function* in the hub, in the next iteration of its loop.
+
+        Do nothing if the hub has ended: it wakes no greenlet any more.
+        """
 
     def handle_error(self, error: BaseException) -> None:
         """Report *error*, which a greenlet that the hub has woken did not catch.
