@@ -10,7 +10,10 @@ from sharing import table
 
 BACKENDS = ["gevent-libev", "eventlet-epolls", "gevent-pure"]
 STORM = TESTS / "sharing" / "storm.py"
-ENDED = ("_ask", "_commit", "_roll_back", "_close", "kills", "timeouts", "closed")
+ENDED = (
+    *("_ask", "_commit", "_roll_back", "_close", "_copy_out", "_copy_in"),
+    *("_large_object", "kills", "timeouts", "closed"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,9 @@ def go_through_storm(python, backend, seconds):
     """Return what was done in a storm; check that nothing was wrong."""
     seed = random.randrange(10**9)
     output = python(STORM, backend, str(seconds), str(seed), timeout=seconds + 200)
-    report = json.loads(output.splitlines()[-1])
+    # psycopg2's destructor of a large object prints the error of a lost connection.
+    [line] = [line for line in output.splitlines() if line.startswith("{")]
+    report = json.loads(line)
     assert not report["wrong"], (seed, report)
     return report["counts"]
 
@@ -52,4 +57,6 @@ def test_storm(python, backend):
 def test_long_storm(python, backend):
     """A storm of a minute on shared connections mixes up no answers, and leaves nothing."""
     counts = go_through_storm(python, backend, 60)
-    assert all(counts[name] for name in ENDED), counts
+    missing = {name for name in ENDED if not counts.get(name)}
+    # See the storm: Python cannot replace the destructor of large objects.
+    assert missing <= ({"_large_object"} if backend == "gevent-pure" else set()), counts
