@@ -34,13 +34,24 @@ create function wait() returns trigger language plpgsql as
     'begin perform pg_sleep(current_setting(''fault.seconds'')::float); return null; end';
 create constraint trigger wait after insert on deferred
     deferrable initially deferred for each row execute function wait();
+create table copied (n int);
+create trigger wait after insert on copied for each row execute function wait();
+create table replicated (n int);
 """
+
+
+# As many replications at once as there are points to try.
+SETTINGS = {
+    "wal_level": "logical",
+    "max_replication_slots": "100",
+    "max_wal_senders": "100",
+}
 
 
 @contextmanager
 def open_lab(folder: Path) -> Iterator[Lab]:
     """Open a lab with a server of its own, with TLS if it can; use *folder* for files."""
-    with postgres(hba=HBA) as server:
+    with postgres(hba=HBA, settings=SETTINGS) as server:
         make_role(server)
         root = None
         if tls.has_tls(server):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from psycopg2.extensions import connection
+from psycopg2.extras import LogicalReplicationConnection, ReplicationMessage
 
 # How long they last is up to their connection, see Bench.connect().
 _LASTING = "pg_sleep(current_setting('fault.seconds')::float)"
@@ -31,6 +35,8 @@ class Operation:
     """Does what comes before it."""
     options: dict[str, object] = field(default_factory=dict)
     """How to connect."""
+    streams: bool = False
+    """Whether its connection does nothing else after it has begun."""
 
 
 def execute(query: str, *parameters: object) -> Callable[[connection], object]:
@@ -69,7 +75,87 @@ LARGE_RESULT = Operation(
     "50 MB result",
     execute("select n, repeat('x', 1000) from generate_series(1, 50000) n"),
 )
-SHORT = CONNECT, CONNECT_SCRAM, CONNECT_TLS, QUERY, QUERY_TLS, COMMIT
+
+
+def copy_out(conn: connection) -> None:
+    """Copy four rows to a file; the last one is what lasts.
+
+    They are as large as what the server sends at once, and come one after another: if it
+    was asked to cancel before it had read the statement, it notices by them that nobody
+    is there any more.
+    """
+    file = io.StringIO()
+    conn.cursor().copy_expert(
+        "copy (select n, repeat('x', 10000), case n "
+        f"when 4 then {_LASTING} else pg_sleep(0.1) end"
+        " from generate_series(1, 4) n) to stdout",
+        file,
+    )
+    assert [line[0] for line in file.getvalue().splitlines()] == ["1", "2", "3", "4"]
+
+
+def copy_in(conn: connection) -> None:
+    """Copy three rows from a file, each in a message; a trigger makes them last."""
+    cursor = conn.cursor()
+    cursor.copy_expert("copy copied from stdin", io.BytesIO(b"1\n2\n3\n"), size=2)
+    assert cursor.rowcount == 3
+
+
+def use_large_object(conn: connection) -> None:
+    """Write a large object and read it."""
+    thing = conn.lobject(mode="wb")
+    thing.write(b"some data")
+    thing.seek(5)
+    assert thing.read() == b"data"
+    thing.close()
+
+
+def change_a_slot(conn: connection) -> None:
+    """Make a replication slot, and a transaction to be read from it."""
+    cursor = conn.cursor()
+    cursor.slot = f"slot_{uuid.uuid4().hex}"
+    conn.slot_cursor = cursor
+    cursor.execute(
+        f"CREATE_REPLICATION_SLOT {cursor.slot} TEMPORARY LOGICAL test_decoding"
+    )
+    cursor.execute("insert into replicated values (1), (2), (3)")
+
+
+class _Enough(Exception):
+    """All has been read."""
+
+
+def replicate(conn: connection) -> None:
+    """Read the transaction."""
+    payloads = []
+
+    def consume(message: ReplicationMessage) -> None:
+        payloads.append(message.payload)
+        if len(payloads) == 5:
+            raise _Enough
+
+    conn.slot_cursor.start_replication(slot_name=conn.slot_cursor.slot, decode=True)
+    with suppress(_Enough):
+        conn.slot_cursor.consume_stream(consume)
+    assert [payload.split()[0] for payload in payloads] == [
+        *("BEGIN", "table", "table", "table", "COMMIT")
+    ]
+
+
+COPY_OUT = Operation("COPY out", copy_out)
+COPY_IN = Operation("COPY in", copy_in)
+LARGE_OBJECT = Operation("large object", use_large_object)
+REPLICATION = Operation(
+    "replication",
+    replicate,
+    change_a_slot,
+    {"connection_factory": LogicalReplicationConnection},
+    streams=True,
+)
+CARRIED = COPY_OUT, COPY_IN, LARGE_OBJECT, REPLICATION
+"""What psycopg2 itself refuses when it has a wait callback."""
+
+SHORT = CONNECT, CONNECT_SCRAM, CONNECT_TLS, QUERY, QUERY_TLS, COMMIT, *CARRIED
 # With a name to be resolved: that waits as well.
 INTERRUPTIBLE = (
     Operation("connect", None, options={**_LIMIT, "host": "localhost"}),
@@ -77,4 +163,5 @@ INTERRUPTIBLE = (
     COMMIT,
     ROLLBACK,
     CLOSE,
+    *CARRIED,
 )

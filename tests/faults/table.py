@@ -15,7 +15,7 @@ from pathlib import Path
 from conftest import TESTS, environment
 from faults.chaos import SECONDS_VARIABLE, SEED_VARIABLE
 from faults.lab import Lab, open_lab
-from faults.scripts import SCRIPTS
+from faults.scripts import REFUSED, SCRIPTS
 
 ROOT = TESTS.parent
 OLD = ROOT / ".cache" / "psycogreen-1.0.2"
@@ -79,6 +79,8 @@ def _row(fault: str, reports: dict[str, dict[str, tuple[Report, Report]]]) -> li
 
 def _cell(report: Report) -> str:
     violations = report["violations"]
+    if REFUSED in violations:
+        return REFUSED
     text = ", ".join(f"{text}: {count}" for text, count in violations.items())
     return text or ("ok" if report["points"] else NOTHING)
 
