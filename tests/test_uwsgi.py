@@ -89,6 +89,19 @@ def test_concurrent_queries(serve_uwsgi, build, engine):
         assert_alive(server)
 
 
+@each_engine
+def test_copy_and_large_objects(serve_uwsgi, engine):
+    """COPY and large objects wait as queries do: requests are served together."""
+    with serve_uwsgi("pypi", engine, APP) as server:
+        urls = [f"{server.url}/copied/{token}/1" for token in range(30)]
+        results = request_all(urls)
+        assert [result.body for result in results] == [
+            f"{token} 1000" for token in range(30)
+        ]
+        assert_at_once(results, one_by_one=30)
+        assert_alive(server)
+
+
 @each_build_in_full
 @each_engine
 def test_stress(serve_uwsgi, stress, build, engine):

@@ -5,6 +5,7 @@ It has no green code: it runs under every engine, and without one.
 
 import contextvars
 import gc
+import io
 import json
 import os
 import signal
@@ -208,6 +209,27 @@ def limited(token, seconds, limit):
     taken = time.monotonic() - start
     conn.close()
     return json.dumps({"outcome": outcome, "taken": taken})
+
+
+def copied(token, seconds):
+    """Copy the token out of the database and into it, and into a large object and back."""
+    conn = psycopg2.connect(DSN)
+    cursor = conn.cursor()
+    out = io.StringIO()
+    sql = f"copy (select {int(token)} from pg_sleep({float(seconds)})) to stdout"
+    cursor.copy_expert(sql, out)
+    cursor.execute("create temporary table copied (token text)")
+    cursor.copy_from(io.StringIO(out.getvalue() * 1000), "copied")
+    cursor.execute("select token, count(*) from copied group by token")
+    [(found, count)] = cursor.fetchall()
+    thing = conn.lobject(mode="wb")
+    thing.write(f"{found} {count}" * 100_000)
+    thing.seek(0)
+    data = thing.read()
+    thing.unlink()
+    conn.close()
+    assert data == f"{found} {count}".encode() * 100_000
+    return f"{found} {count}"
 
 
 def exhausted(token, how):

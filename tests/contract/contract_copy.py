@@ -7,7 +7,7 @@ import pytest
 from psycopg2 import extensions, extras
 
 import psycogreen
-from psycogreen._interface import members, replacing
+from psycogreen._interface import copying, members, replacing
 
 
 class BadFile:
@@ -261,8 +261,13 @@ def test_server_hangs_up_while_the_file_waits(green, connect, table):
     assert table.connection.closed
 
 
-def test_notices_during_copy(green, table):
-    """Many notices from the server while rows are sent do not stop the COPY."""
+@pytest.mark.parametrize("seconds", [0, 0.005])
+def test_notices_during_copy(green, table, monkeypatch, seconds):
+    """Many notices from the server while rows are sent do not stop the COPY.
+
+    Nor do they if other greenlets run after each piece.
+    """
+    monkeypatch.setattr(copying, "SLICE", seconds)
     table.execute("""
         create function pg_temp.tell() returns trigger language plpgsql as $$
         begin raise notice '%', repeat('x', 1000); return new; end $$;

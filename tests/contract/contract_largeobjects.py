@@ -7,6 +7,7 @@ import pytest
 from psycopg2 import extensions
 
 import psycogreen
+from psycogreen._interface import functions, largeobjects
 
 LARGE = bytes(range(256)) * 80_000
 
@@ -44,6 +45,7 @@ def use(conn, path):
             conn.lobject(*arguments)
         seen.append((type(wrong.value), str(wrong.value)))
         conn.rollback()
+    seen += refused(conn)
     thing = conn.lobject()
     conn.commit()
     with pytest.raises(psycopg2.ProgrammingError) as late:
@@ -55,6 +57,43 @@ def use(conn, path):
     with pytest.raises(TypeError) as factory:
         conn.lobject(lobject_factory=lambda *_: 5)
     return [*seen, *(str(each.value) for each in (late, outside, factory))]
+
+
+def refused(conn):
+    """Return all that comes out of calls that are refused, by psycopg2 or the server."""
+    oid = conn.lobject().oid
+    thing = conn.lobject(oid, "rb")
+    calls = [
+        *(lambda: thing.read("x"), lambda: thing.read(1, 2), lambda: thing.read(2**70)),
+        *(thing.write, lambda: thing.write(5), lambda: thing.write(bytearray(b"x"))),
+        lambda: thing.write(b"x"),  # it is open for reading only
+        # From here on the transaction has failed.
+        *(lambda: thing.write(b""), thing.read, lambda: thing.read(0)),
+        lambda: thing.write("x"),
+    ]
+    outcomes = []
+    for call in calls:
+        with pytest.raises(Exception) as wrong:  # noqa: PT011
+            call()
+        diag = getattr(wrong.value, "diag", None)
+        outcomes.append(
+            (
+                type(wrong.value),
+                str(wrong.value).replace(str(oid), "oid"),
+                getattr(wrong.value, "pgcode", None),
+                getattr(wrong.value, "pgerror", None),
+                getattr(diag, "severity", None),
+            )
+        )
+    conn.rollback()
+    thing = conn.lobject()
+    thing.close()
+    for call in thing.read, lambda: thing.write(b"x"):
+        with pytest.raises(psycopg2.InterfaceError) as wrong:
+            call()
+        outcomes.append(str(wrong.value))
+    conn.rollback()
+    return outcomes
 
 
 def test_same_as_blocking(green, connect, tmp_path):
@@ -72,6 +111,42 @@ def test_large(green, conn):
     thing.seek(0)
     with green.ticking(1):
         assert thing.read() == LARGE
+
+
+def test_pieces(green, conn):
+    """Whatever the sizes, what was written is read, text too."""
+    text = "\u20ac" * 300_000  # three bytes each: pieces end between them
+    thing = conn.lobject(mode="wt")
+    assert thing.write(text) == len(text.encode())
+    thing.seek(0)
+    assert thing.read() == text
+    thing = conn.lobject(thing.oid, "rb")
+    sizes = [1, largeobjects.PIECE, 300_000, 5, -1, 10]
+    assert b"".join(map(thing.read, sizes)).decode() == text
+    assert thing.read(10) == b""
+
+
+def test_opened_while_it_blocked(green, connect):
+    """A connection that was opened while psycopg2 blocked waits cooperatively, too."""
+    with psycogreen.blocking():
+        conn = connect()
+    thing = conn.lobject(mode="wb")
+    with green.ticking(1):
+        assert thing.write(LARGE) == len(LARGE)
+        thing.seek(0)
+        assert thing.read() == LARGE
+
+
+def test_blocking(green, conn):
+    """Inside blocking() the same works, also what had begun before it."""
+    thing = conn.lobject(mode="wb")
+    with psycogreen.blocking():
+        assert thing.write(LARGE) == len(LARGE)
+        thing.seek(0)
+        assert thing.read() == LARGE
+        # The next piece of a call that began outside.
+        value = functions.call(conn, b"select pg_catalog.lo_creat($1)", b"\0\0\0\1")
+        assert int.from_bytes(value) > 0
 
 
 def test_beyond_2_gb(green, conn):

@@ -162,7 +162,10 @@ class _Copy:
                     unsent = 0
                     self._unsent.send()
                 if monotonic() > end:
-                    return POLL_WRITE
+                    self._unsent.let_others_run()
+                    end = monotonic() + SLICE
+                if self._unsent.lost:
+                    break  # libpq takes all the same what it cannot send
         except Exception as ex:  # noqa: BLE001
             reason = _reason(ex)
         error = reason.encode(errors="replace") if reason else None
@@ -193,7 +196,7 @@ class _NotBytes(Exception):
 
 
 class _Unsent:
-    """The wait until libpq has sent its buffer, in the form of a connection.
+    """The wait until libpq has sent its buffer, or others have run, as a connection.
 
     While data is sent, the server may send something too, such as a notice for each row,
     and may read no more before that is received. So this waits until the socket can be
@@ -210,15 +213,28 @@ class _Unsent:
         self._libpq = library()
         self._wait: Any = get_wait_callback()
         self._epoll: Any = None
+        self._yields = False
+        self.lost = False
+        """Whether the connection was found lost."""
 
     def send(self) -> None:
         """Wait until everything is sent, or the connection is lost."""
         if self._libpq.PQflush(self._pgconn) > 0:
             self._wait(self)
 
+    def let_others_run(self) -> None:
+        """Return when the loop has gone round and all is sent."""
+        self._yields = True
+        self._wait(self)
+
     def poll(self) -> int:
-        self._libpq.PQconsumeInput(self._pgconn)
-        return POLL_READ if self._libpq.PQflush(self._pgconn) > 0 else POLL_OK
+        if not self._libpq.PQconsumeInput(self._pgconn):
+            self.lost = True
+            return POLL_OK
+        yields, self._yields = self._yields, False
+        if self._libpq.PQflush(self._pgconn) > 0 or yields:
+            return POLL_READ
+        return POLL_OK
 
     def fileno(self) -> int:
         if self._epoll is None:

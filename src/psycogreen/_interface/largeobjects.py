@@ -1,16 +1,22 @@
-"""Large objects, cooperatively: psycopg2's own methods, called in native threads.
+"""Large objects, cooperatively.
 
-libpq's functions for large objects block. On a non-blocking connection they fail if the
-data does not fit into the socket's buffer. So each call makes the connection blocking
-and runs in a native thread, which holds the connection's lock meanwhile. Therefore the
-call takes the connection's turn. Results and errors are psycopg2's own.
+Data is read and written by queries, in pieces.
+
+Everything else is psycopg2's own, called in native threads. libpq's functions for large
+objects block. On a non-blocking connection they fail if the data does not fit into the
+socket's buffer. So each call makes the connection blocking and runs in a native thread,
+which holds the connection's lock meanwhile. Therefore the call takes the connection's
+turn. Results and errors are psycopg2's own.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import operator
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -22,20 +28,43 @@ from psycopg2.extensions import (
     POLL_READ,
     STATUS_PREPARED,
     connection,
+    encodings,
     get_wait_callback,
     lobject,
 )
 
 from psycogreen._errors import WaitTimeout
+from psycogreen._interface.functions import call
 from psycogreen._interface.libpq import library
-from psycogreen._interface.members import first_object
+from psycogreen._interface.members import Member, first_object
 from psycogreen._interface.replacing import Replacement, method
 from psycogreen._interface.turns import give, take
 from psycogreen._wait import native
 from psycogreen._wait.cancel import CANCEL_WAIT, cancel
 from psycogreen._wait.offload import in_thread
 
+PIECE = 256 * 1024
+"""Bytes that are read or written at once, at the most."""
+
 _OID = 0xFFFFFFFF
+
+_SSIZE = struct.Struct("n")
+_INT4 = struct.Struct("!i")
+_int4 = _INT4.pack
+
+_oid = Member(lobject, "oid")
+_write_original: Any = vars(lobject)["write"]
+
+_threads: bool
+
+
+def configure(*, threads: bool) -> None:
+    """Make calls in native threads from now on, if *threads* go on during a wait.
+
+    Otherwise they block: under uWSGI's own engines.
+    """
+    global _threads
+    _threads = threads
 
 
 @method(connection, "lobject")
@@ -86,6 +115,89 @@ def _init(
     _call(conn, partial(original, self, *args, **kwargs))
 
 
+@method(lobject, "read")
+def _read(original: Callable[..., Any], self: lobject, *args: Any) -> Any:  # noqa: ANN401
+    try:
+        [size] = _SSIZE.unpack(_SSIZE.pack(*(args or (-1,))))
+    except struct.error:
+        return original(self, *args)  # it refuses
+    with _in_turn(self) as conn:
+        read = partial(call, conn, b"select pg_catalog.loread($1, $2)", _fd(self))
+        data = b"".join(_read_pieces(read, size))
+    if "b" in self.mode:
+        return data
+    return data.decode(encodings[conn.encoding])
+
+
+def _read_pieces(read: Callable[[bytes], bytes], size: int) -> Iterator[bytes]:
+    """Yield what there is, but no more than *size* bytes; all if it is negative."""
+    left = size
+    while True:
+        wanted = PIECE if size < 0 else min(PIECE, left)
+        piece = read(_int4(wanted))
+        yield piece
+        left -= wanted
+        if len(piece) < wanted or left == 0:
+            return
+
+
+@method(lobject, "write")
+def _write(original: Callable[..., Any], self: lobject, *args: Any) -> Any:  # noqa: ANN401
+    if len(args) != 1 or not isinstance(args[0], str | bytes):
+        return original(self, *args)  # it refuses
+    with _in_turn(self) as conn:
+        [data] = args
+        if isinstance(data, str):
+            data = data.encode(encodings[conn.encoding])
+        write = partial(call, conn, b"select pg_catalog.lowrite($1, $2)", _fd(self))
+        written = 0
+        for start in range(0, len(data) or 1, PIECE):
+            [count] = _INT4.unpack(write(data[start : start + PIECE]))
+            written += count
+        return written
+
+
+def _write_while_it_blocks(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Let psycopg2's own method write more than a socket takes at once."""
+
+    @functools.wraps(original)
+    def write(self: lobject, /, *args: object) -> Any:  # noqa: ANN401
+        conn = first_object(self)
+        if get_wait_callback() or conn is None or conn.closed:
+            return original(self, *args)
+        with _blocking(conn):
+            return original(self, *args)
+
+    return write
+
+
+@contextmanager
+def _in_turn(self: lobject) -> Iterator[connection]:
+    """Take the turn on the connection of *self*, which must be open and valid."""
+    conn = first_object(self)
+    if conn is None:  # it was not initialised: psycopg2 says so
+        _check(self)
+    taken = take(conn)
+    try:
+        _check(self)
+        yield conn
+    finally:
+        if taken:
+            give(conn)
+
+
+def _check(self: lobject) -> None:
+    """Raise what psycopg2 raises before each use."""
+    with suppress(TypeError):
+        _write_original(self, None)
+
+
+def _fd(self: lobject) -> bytes:
+    # Before the number that psycopg2 shows is the one that the server has for it.
+    address = id(self) + _oid.offset - ctypes.sizeof(ctypes.c_int)
+    return _int4(ctypes.c_int.from_address(address).value)
+
+
 def _offloaded(name: str) -> Replacement:
     @method(lobject, name)
     def call(original: Callable[..., Any], self: lobject, *args: object) -> Any:  # noqa: ANN401
@@ -104,6 +216,8 @@ def _call(conn: connection, function: Callable[[], Any]) -> Any:  # noqa: ANN401
     taken = take(conn)
     try:
         with _blocking(conn):
+            if not _threads:
+                return function()
             return in_thread(function, partial(_wait_for_thread, conn))
     finally:
         if taken:
@@ -130,13 +244,19 @@ def _wait_for_thread(
     try:
         wait_readable(conn, fd, write=write, timeout=timeout)
     except BaseException as ex:
-        cancel(conn, partial(wait_readable, conn), ex)
-        # When the session ends, the thread's call ends and releases the lock.
-        _shut_down(conn.fileno())
-        with suppress(WaitTimeout):
-            native.wait_socket(fd, write=False, timeout=CANCEL_WAIT)
-            conn.close()
+        try:
+            cancel(conn, partial(wait_readable, conn), ex)
+        finally:  # a kill may interrupt that, too
+            _abandon(conn, fd)
         raise
+
+
+def _abandon(conn: connection, fd: int) -> None:
+    """Close *conn*, and thereby end the thread's call, which gives the lock back."""
+    _shut_down(conn.fileno())
+    with suppress(WaitTimeout):
+        native.wait_socket(fd, write=False, timeout=CANCEL_WAIT)
+        conn.close()
 
 
 def wait_readable(
@@ -183,8 +303,11 @@ def _shut_down(fd: int) -> None:
 REPLACEMENTS = (
     _lobject,
     _init,
+    _read,
+    _write,
+    Replacement(lobject, "write", _write_while_it_blocks),
     *map(
         _offloaded,
-        ("read", "write", "seek", "tell", "truncate", "unlink", "close", "export"),
+        ("seek", "tell", "truncate", "unlink", "close", "export"),
     ),
 )

@@ -6,7 +6,11 @@ import ctypes
 import functools
 from typing import Any
 
+# ConnStatusType
+CONNECTION_BAD = 1
+
 # ExecStatusType
+TUPLES_OK = 2
 COPY_OUT = 3
 COPY_IN = 4
 COPY_BOTH = 8
@@ -21,10 +25,27 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "PQputCopyData": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int)),
     "PQputCopyEnd": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_char_p)),
     "PQfreemem": (None, (ctypes.c_void_p,)),
+    "PQsendQueryParams": (
+        ctypes.c_int,
+        (
+            ctypes.c_void_p,
+            ctypes.c_char_p,
+            ctypes.c_int,
+            ctypes.c_void_p,
+            ctypes.POINTER(ctypes.c_char_p),
+            ctypes.POINTER(ctypes.c_int),
+            ctypes.POINTER(ctypes.c_int),
+            ctypes.c_int,
+        ),
+    ),
+    "PQisBusy": (ctypes.c_int, (ctypes.c_void_p,)),
+    "PQstatus": (ctypes.c_int, (ctypes.c_void_p,)),
+    "PQerrorMessage": (ctypes.c_char_p, (ctypes.c_void_p,)),
+    "PQgetvalue": (ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_int, ctypes.c_int)),
+    "PQgetlength": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_int, ctypes.c_int)),
     "PQgetResult": (ctypes.c_void_p, (ctypes.c_void_p,)),
     "PQresultStatus": (ctypes.c_int, (ctypes.c_void_p,)),
     "PQclear": (None, (ctypes.c_void_p,)),
-    "PQisBusy": (ctypes.c_int, (ctypes.c_void_p,)),
     "PQisnonblocking": (ctypes.c_int, (ctypes.c_void_p,)),
     "PQsetnonblocking": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_int)),
 }

@@ -10,9 +10,8 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import select
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
 from time import monotonic, time
 from typing import Any
 
@@ -20,19 +19,26 @@ import psycopg2
 from psycopg2._psycopg import ReplicationCursor
 from psycopg2.extensions import connection, cursor
 
+from psycogreen._errors import WaitTimeout
 from psycogreen._interface.blocking import blocking
 from psycogreen._interface.copying import SLICE
-from psycogreen._interface.largeobjects import wait_readable
 from psycogreen._interface.libpq import COPY_BOTH, library
 from psycogreen._interface.members import Member
 from psycogreen._interface.replacing import method
-from psycogreen._wait.native import original
-from psycogreen._wait.offload import in_thread
+from psycogreen._wait.native import SocketWait
 
 # psycopg2's own method, not a replacement.
 _execute = cursor.execute
 
 _wal_end = Member(ReplicationCursor, "wal_end")
+
+_wait_socket: SocketWait
+
+
+def configure(wait_socket: SocketWait) -> None:
+    """Wait for messages with *wait_socket* from now on."""
+    global _wait_socket
+    _wait_socket = wait_socket
 
 
 class _Time(ctypes.Structure):
@@ -181,26 +187,15 @@ def _consume(
 
 
 def _await_message(conn: connection, seconds: float) -> None:
-    """Wait until the connection can be read, or *seconds* have passed.
-
-    A native thread waits: a wait callback can end by time only with an error.
-    """
+    """Wait until the connection can be read, or *seconds* have passed."""
+    # A descriptor of its own: if another greenlet closes the connection, the end of the
+    # session can still be read there.
     fd = os.dup(conn.fileno())
-    reader, writer = os.pipe()
     try:
-        in_thread(partial(_poll, fd, reader, seconds), partial(wait_readable, conn))
+        with suppress(WaitTimeout):
+            _wait_socket(fd, write=False, timeout=seconds)
     finally:
-        os.close(writer)  # makes the thread end
-
-
-def _poll(fd: int, reader: int, seconds: float) -> None:
-    """Wait until *fd* can be read, *reader*'s other end is closed, or time is up."""
-    poll = original("select", "poll")()
-    poll.register(fd, select.POLLIN)
-    poll.register(reader, select.POLLIN)
-    poll.poll(math.ceil(seconds * 1000))
-    os.close(fd)
-    os.close(reader)
+        os.close(fd)
 
 
 REPLACEMENTS = (_start, _read_message, _consume_stream)

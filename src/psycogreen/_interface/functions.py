@@ -1,0 +1,126 @@
+"""Functions of the server, called cooperatively with binary arguments and results.
+
+A query in psycopg2's own way would make text of the data, of twice its size. So this one
+goes through libpq itself, while psycopg2 is not in a query: the connection's turn is held,
+and its wait callback polls the call in place of the connection.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import (
+    POLL_OK,
+    POLL_READ,
+    POLL_WRITE,
+    connection,
+    get_wait_callback,
+)
+
+from psycogreen._interface.libpq import CONNECTION_BAD, TUPLES_OK, library
+from psycogreen._interface.members import Member
+from psycogreen._wait import native, twin
+
+_BINARY = 1
+
+_BROKEN = 2
+"""What ``connection.closed`` is when the session was lost."""
+
+_closed = Member(connection, "closed")
+
+# psycopg2's own, whatever replaces it: that refuses during a query.
+_close = connection.close
+
+
+def call(conn: connection, statement: bytes, *arguments: bytes) -> bytes:
+    """Return the first value of the first row of what *statement* returns.
+
+    The turn on *conn* must be the caller's. Raise `psycopg2.OperationalError` with the
+    server's words if the statement fails, as psycopg2's large objects do. Whatever
+    interrupts the wait closes the connection, as in any query.
+    """
+    call = _Call(conn)
+    try:
+        call.send(statement, arguments)
+        _await(conn, call)
+        return call.value()
+    finally:
+        call.close()
+
+
+def _await(conn: connection, call: _Call) -> None:
+    wait: Any = get_wait_callback() or _block
+    twin.polls[id(conn)] = call.poll
+    try:
+        wait(conn)
+    except BaseException:
+        _close(conn)
+        raise
+    finally:
+        del twin.polls[id(conn)]
+
+
+def _block(conn: connection) -> None:
+    """Do as the wait callback does, where another greenlet makes psycopg2 block."""
+    poll = twin.polls[id(conn)]
+    while (state := poll()) != POLL_OK:
+        native.wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=None)
+
+
+class _Call:
+    """A statement under way."""
+
+    def __init__(self, conn: connection) -> None:
+        self._conn = conn
+        self._pgconn = conn.pgconn_ptr
+        self._libpq = library()
+        self._results: list[int] = []
+
+    def send(self, statement: bytes, arguments: tuple[bytes, ...]) -> None:
+        count = len(arguments)
+        if not self._libpq.PQsendQueryParams(
+            self._pgconn,
+            statement,
+            count,
+            None,
+            (ctypes.c_char_p * count)(*arguments),
+            (ctypes.c_int * count)(*map(len, arguments)),
+            (ctypes.c_int * count)(*[_BINARY] * count),
+            _BINARY,
+        ):
+            raise self._error()
+
+    def poll(self) -> int:
+        """Do as the connection does when it is polled."""
+        libpq, pgconn = self._libpq, self._pgconn
+        if not libpq.PQconsumeInput(pgconn):
+            return POLL_OK  # it is lost, and `value` says so
+        # The server reads all of a statement before it has much to say about it: no need
+        # to wait for both.
+        if libpq.PQflush(pgconn) > 0:
+            return POLL_WRITE
+        while not libpq.PQisBusy(pgconn):
+            result = libpq.PQgetResult(pgconn)
+            if not result:
+                return POLL_OK
+            self._results.append(result)
+        return POLL_READ
+
+    def value(self) -> bytes:
+        libpq = self._libpq
+        if not self._results or libpq.PQresultStatus(self._results[0]) != TUPLES_OK:
+            raise self._error()
+        place = (self._results[0], 0, 0)
+        return ctypes.string_at(libpq.PQgetvalue(*place), libpq.PQgetlength(*place))
+
+    def close(self) -> None:
+        for result in self._results:
+            self._libpq.PQclear(result)
+
+    def _error(self) -> psycopg2.OperationalError:
+        message = self._libpq.PQerrorMessage(self._pgconn).decode(errors="replace")
+        if self._libpq.PQstatus(self._pgconn) == CONNECTION_BAD:
+            _closed.set(self._conn, _BROKEN)
+        return psycopg2.OperationalError(message)
