@@ -130,6 +130,16 @@ def test_errors(green, replicate):
         cursor.read_message()
 
 
+def test_session_ended(replicate, table):
+    """A query in a replication session that the server has ended raises psycopg2's error."""
+    cursor = replicate()
+    pid = cursor.connection.info.backend_pid
+    table.execute("select pg_terminate_backend(%s)", (pid,))
+    with pytest.raises(psycopg2.OperationalError) as raised:
+        cursor.execute("select 1")
+    assert raised.value.cursor is cursor
+
+
 def test_interrupted(green, replicate):
     """A Timeout around consume_stream() ends it."""
     cursor = replicate()

@@ -20,6 +20,9 @@ _pgerror = Member(psycopg2.Error, "pgerror")
 # The base type's descriptor: psycopg2 does not use a subclass's attribute.
 _connection_of = vars(cursor)["connection"].__get__
 
+# A replication connection does not let its own attribute be read.
+_autocommit_of = vars(connection)["autocommit"].__get__
+
 
 def after_cursor(self: cursor, error: BaseException) -> None:
     """Complete *error*; if it refuses a COPY, end the COPY."""
@@ -29,7 +32,7 @@ def after_cursor(self: cursor, error: BaseException) -> None:
     if conn.closed:
         after_connection(conn, error)
         # psycopg2 does not set the cursor if BEGIN has failed.
-        if error.pgerror and (conn.autocommit or conn.status != STATUS_READY):
+        if error.pgerror and (_autocommit_of(conn) or conn.status != STATUS_READY):
             _cursor.set(error, self)
     else:
         # The server's error at the end of the COPY adds nothing to psycopg2's.

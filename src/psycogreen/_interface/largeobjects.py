@@ -55,6 +55,9 @@ _int4 = _INT4.pack
 _oid = Member(lobject, "oid")
 _write_original: Any = vars(lobject)["write"]
 
+# A replication connection does not let its own attribute be read.
+_autocommit_of = vars(connection)["autocommit"].__get__
+
 _threads: bool
 
 
@@ -109,7 +112,7 @@ def _init(
     original: Callable[..., None], self: lobject, *args: object, **kwargs: object
 ) -> None:
     conn = args[0] if args else None
-    if not isinstance(conn, connection) or conn.closed or conn.autocommit:
+    if not isinstance(conn, connection) or conn.closed or _autocommit_of(conn):
         original(self, *args, **kwargs)
         return
     _call(conn, partial(original, self, *args, **kwargs))
