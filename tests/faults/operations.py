@@ -36,7 +36,7 @@ class Operation:
     options: dict[str, object] = field(default_factory=dict)
     """How to connect."""
     streams: bool = False
-    """Whether its connection does nothing else after it has begun."""
+    """Whether the connection can do nothing else after the operation has begun."""
 
 
 def execute(query: str, *parameters: object) -> Callable[[connection], object]:
@@ -78,11 +78,11 @@ LARGE_RESULT = Operation(
 
 
 def copy_out(conn: connection) -> None:
-    """Copy four rows to a file; the last one is what lasts.
+    """Copy four rows to a file; the last one takes long.
 
-    They are as large as what the server sends at once, and come one after another: if it
-    was asked to cancel before it had read the statement, it notices by them that nobody
-    is there any more.
+    A cancel request that comes before the server has read the statement has no effect.
+    Each row fills the server's send buffer, so the server then notices that the client has
+    gone.
     """
     file = io.StringIO()
     conn.cursor().copy_expert(
@@ -95,7 +95,7 @@ def copy_out(conn: connection) -> None:
 
 
 def copy_in(conn: connection) -> None:
-    """Copy three rows from a file, each in a message; a trigger makes them last."""
+    """Copy three rows from a file, one per message; a trigger makes them slow."""
     cursor = conn.cursor()
     cursor.copy_expert("copy copied from stdin", io.BytesIO(b"1\n2\n3\n"), size=2)
     assert cursor.rowcount == 3
@@ -111,7 +111,7 @@ def use_large_object(conn: connection) -> None:
 
 
 def change_a_slot(conn: connection) -> None:
-    """Make a replication slot, and a transaction to be read from it."""
+    """Make a replication slot and a transaction that can be read from it."""
     cursor = conn.cursor()
     cursor.slot = f"slot_{uuid.uuid4().hex}"
     conn.slot_cursor = cursor
@@ -122,7 +122,7 @@ def change_a_slot(conn: connection) -> None:
 
 
 class _Enough(Exception):
-    """All has been read."""
+    """The consumer has seen the whole transaction."""
 
 
 def replicate(conn: connection) -> None:
@@ -153,7 +153,7 @@ REPLICATION = Operation(
     streams=True,
 )
 CARRIED = COPY_OUT, COPY_IN, LARGE_OBJECT, REPLICATION
-"""What psycopg2 itself refuses when it has a wait callback."""
+"""The operations that psycopg2 itself refuses when it has a wait callback."""
 
 SHORT = CONNECT, CONNECT_SCRAM, CONNECT_TLS, QUERY, QUERY_TLS, COMMIT, *CARRIED
 # With a name to be resolved: that waits as well.

@@ -165,7 +165,7 @@ class _Copy:
                     self._unsent.let_others_run()
                     end = monotonic() + SLICE
                 if self._unsent.lost:
-                    break  # libpq takes all the same what it cannot send
+                    break  # libpq would still accept data, and could never send it
         except Exception as ex:  # noqa: BLE001
             reason = _reason(ex)
         error = reason.encode(errors="replace") if reason else None
@@ -196,7 +196,7 @@ class _NotBytes(Exception):
 
 
 class _Unsent:
-    """The wait until libpq has sent its buffer, or others have run, as a connection.
+    """The wait for libpq's send buffer, or for other greenlets, in a connection's form.
 
     While data is sent, the server may send something too, such as a notice for each row,
     and may read no more before that is received. So this waits until the socket can be
@@ -223,7 +223,7 @@ class _Unsent:
             self._wait(self)
 
     def let_others_run(self) -> None:
-        """Return when the loop has gone round and all is sent."""
+        """Wait for one iteration of the loop, and until everything is sent."""
         self._yields = True
         self._wait(self)
 

@@ -1,8 +1,8 @@
 """Functions of the server, called cooperatively with binary arguments and results.
 
-A query in psycopg2's own way would make text of the data, of twice its size. So this one
-goes through libpq itself, while psycopg2 is not in a query: the connection's turn is held,
-and its wait callback polls the call in place of the connection.
+psycopg2 would send the data as text, which is twice as long. So this module calls libpq
+itself. The caller holds the connection's turn, so that psycopg2 makes no query meanwhile,
+and the wait callback polls the call instead of the connection.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from psycogreen._wait import native, twin
 _BINARY = 1
 
 _BROKEN = 2
-"""What ``connection.closed`` is when the session was lost."""
+"""The value of ``connection.closed`` after the session was lost."""
 
 _closed = Member(connection, "closed")
 
-# psycopg2's own, whatever replaces it: that refuses during a query.
+# psycopg2's own method: its replacement refuses to run during a query.
 _close = connection.close
 
 
 def call(conn: connection, statement: bytes, *arguments: bytes) -> bytes:
-    """Return the first value of the first row of what *statement* returns.
+    """Return the first value of the first row of the result of *statement*.
 
-    The turn on *conn* must be the caller's. Raise `psycopg2.OperationalError` with the
-    server's words if the statement fails, as psycopg2's large objects do. Whatever
-    interrupts the wait closes the connection, as in any query.
+    The caller must have the turn on *conn*. Raise `psycopg2.OperationalError` with the
+    server's message if the statement fails, as psycopg2's large objects do. An
+    interrupted wait closes the connection, as in any query.
     """
     call = _Call(conn)
     try:
@@ -63,7 +63,7 @@ def _await(conn: connection, call: _Call) -> None:
 
 
 def _block(conn: connection) -> None:
-    """Do as the wait callback does, where another greenlet makes psycopg2 block."""
+    """Wait like the wait callback, which another greenlet has removed meanwhile."""
     poll = twin.polls[id(conn)]
     while (state := poll()) != POLL_OK:
         native.wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=None)
@@ -93,12 +93,12 @@ class _Call:
             raise self._error()
 
     def poll(self) -> int:
-        """Do as the connection does when it is polled."""
+        """Return the state of the call, as ``connection.poll()`` does for a query."""
         libpq, pgconn = self._libpq, self._pgconn
         if not libpq.PQconsumeInput(pgconn):
-            return POLL_OK  # it is lost, and `value` says so
-        # The server reads all of a statement before it has much to say about it: no need
-        # to wait for both.
+            return POLL_OK  # the session is lost, and `value` raises
+        # The server reads the whole statement before it answers at length, so this need
+        # not wait for reading and writing at once.
         if libpq.PQflush(pgconn) > 0:
             return POLL_WRITE
         while not libpq.PQisBusy(pgconn):

@@ -1,8 +1,8 @@
 """Large objects, cooperatively.
 
-Data is read and written by queries, in pieces.
+``read()`` and ``write()`` send queries, for one piece of the data after another.
 
-Everything else is psycopg2's own, called in native threads. libpq's functions for large
+The other methods are psycopg2's own, called in native threads. libpq's functions for large
 objects block. On a non-blocking connection they fail if the data does not fit into the
 socket's buffer. So each call makes the connection blocking and runs in a native thread,
 which holds the connection's lock meanwhile. Therefore the call takes the connection's
@@ -44,7 +44,7 @@ from psycogreen._wait.cancel import CANCEL_WAIT, cancel
 from psycogreen._wait.offload import in_thread
 
 PIECE = 256 * 1024
-"""Bytes that are read or written at once, at the most."""
+"""The maximum number of bytes that one query reads or writes."""
 
 _OID = 0xFFFFFFFF
 
@@ -62,9 +62,9 @@ _threads: bool
 
 
 def configure(*, threads: bool) -> None:
-    """Make calls in native threads from now on, if *threads* go on during a wait.
+    """Make calls in native threads from now on, if *threads* run during a wait.
 
-    Otherwise they block: under uWSGI's own engines.
+    Under uWSGI's own engines they do not, so there the calls block.
     """
     global _threads
     _threads = threads
@@ -123,7 +123,7 @@ def _read(original: Callable[..., Any], self: lobject, *args: Any) -> Any:  # no
     try:
         [size] = _SSIZE.unpack(_SSIZE.pack(*(args or (-1,))))
     except struct.error:
-        return original(self, *args)  # it refuses
+        return original(self, *args)  # which raises
     with _in_turn(self) as conn:
         read = partial(call, conn, b"select pg_catalog.loread($1, $2)", _fd(self))
         data = b"".join(_read_pieces(read, size))
@@ -133,7 +133,7 @@ def _read(original: Callable[..., Any], self: lobject, *args: Any) -> Any:  # no
 
 
 def _read_pieces(read: Callable[[bytes], bytes], size: int) -> Iterator[bytes]:
-    """Yield what there is, but no more than *size* bytes; all if it is negative."""
+    """Yield the data, up to *size* bytes; all of it if *size* is negative."""
     left = size
     while True:
         wanted = PIECE if size < 0 else min(PIECE, left)
@@ -147,7 +147,7 @@ def _read_pieces(read: Callable[[bytes], bytes], size: int) -> Iterator[bytes]:
 @method(lobject, "write")
 def _write(original: Callable[..., Any], self: lobject, *args: Any) -> Any:  # noqa: ANN401
     if len(args) != 1 or not isinstance(args[0], str | bytes):
-        return original(self, *args)  # it refuses
+        return original(self, *args)  # which raises
     with _in_turn(self) as conn:
         [data] = args
         if isinstance(data, str):
@@ -161,7 +161,7 @@ def _write(original: Callable[..., Any], self: lobject, *args: Any) -> Any:  # n
 
 
 def _write_while_it_blocks(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Let psycopg2's own method write more than a socket takes at once."""
+    """Let psycopg2's own method write more than a socket's buffer holds."""
 
     @functools.wraps(original)
     def write(self: lobject, /, *args: object) -> Any:  # noqa: ANN401
@@ -178,7 +178,7 @@ def _write_while_it_blocks(original: Callable[..., Any]) -> Callable[..., Any]:
 def _in_turn(self: lobject) -> Iterator[connection]:
     """Take the turn on the connection of *self*, which must be open and valid."""
     conn = first_object(self)
-    if conn is None:  # it was not initialised: psycopg2 says so
+    if conn is None:  # it was not initialised, and psycopg2 raises
         _check(self)
     taken = take(conn)
     try:
@@ -190,13 +190,14 @@ def _in_turn(self: lobject) -> Iterator[connection]:
 
 
 def _check(self: lobject) -> None:
-    """Raise what psycopg2 raises before each use."""
+    """Raise psycopg2's error if the large object is closed or no longer valid."""
+    # psycopg2's method checks that before it refuses the argument.
     with suppress(TypeError):
         _write_original(self, None)
 
 
 def _fd(self: lobject) -> bytes:
-    # Before the number that psycopg2 shows is the one that the server has for it.
+    # psycopg2 does not show the server's descriptor, which is the field before the OID.
     address = id(self) + _oid.offset - ctypes.sizeof(ctypes.c_int)
     return _int4(ctypes.c_int.from_address(address).value)
 
@@ -249,13 +250,13 @@ def _wait_for_thread(
     except BaseException as ex:
         try:
             cancel(conn, partial(wait_readable, conn), ex)
-        finally:  # a kill may interrupt that, too
+        finally:  # a kill may interrupt the cancel request too
             _abandon(conn, fd)
         raise
 
 
 def _abandon(conn: connection, fd: int) -> None:
-    """Close *conn*, and thereby end the thread's call, which gives the lock back."""
+    """Close *conn*. This ends the thread's call, which then releases the lock."""
     _shut_down(conn.fileno())
     with suppress(WaitTimeout):
         native.wait_socket(fd, write=False, timeout=CANCEL_WAIT)

@@ -22,7 +22,7 @@ GetAddrInfo = Callable[..., Found]
 Start = Callable[[Callable[[], None]], object]
 
 _STREAMS = None, socket.AF_UNSPEC, socket.SOCK_STREAM
-"""What `getaddrinfo` is asked for: stream sockets, of any family."""
+"""The arguments of `getaddrinfo`: stream sockets of any family."""
 
 _under_way: dict[object, Call[Found]] = {}
 
@@ -45,7 +45,7 @@ def look_up(
     call = _under_way.get(key)
     if call is not None and not call.is_done:
         return _addresses(call.wait(wait_socket))
-    # Nothing more in the thread: what it does in Python, it does with cold caches.
+    # The thread does nothing else: Python code is slow in it, since its caches are cold.
     call = _under_way[key] = Call(partial(getaddrinfo, host, *_STREAMS))
     try:
         return _addresses(call.wait(wait_socket, begin=partial(start, call.run)))

@@ -188,8 +188,7 @@ def _consume(
 
 def _await_message(conn: connection, seconds: float) -> None:
     """Wait until the connection can be read, or *seconds* have passed."""
-    # A descriptor of its own: if another greenlet closes the connection, the end of the
-    # session can still be read there.
+    # Wait for a duplicate: it can still be read if another greenlet closes the connection.
     fd = os.dup(conn.fileno())
     try:
         with suppress(WaitTimeout):

@@ -70,8 +70,8 @@ def fit(conn: connection) -> None:
 
 def _enlarge_buffer(fd: int) -> None:
     """Enlarge the buffer of *fd* if it is a unix socket."""
-    # The C type, which no framework patches. To ask the kernel costs less than to ask
-    # the connection for its host.
+    # The C type, which no framework patches. Asking the kernel costs less than asking the
+    # connection for its host.
     socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
     try:
         if socket.getsockopt(_socket.SOL_SOCKET, _SO_DOMAIN) == _socket.AF_UNIX:

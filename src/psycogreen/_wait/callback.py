@@ -194,7 +194,7 @@ def _connect_in_set(
     framework: Framework,
     since: float,
 ) -> None:
-    """Wait where the queries will wait: the socket is there already then."""
+    """Connect *conn*, and wait in *epoll_set*, where its queries will wait."""
     woken = 0
     try:
         while state != POLL_OK:
@@ -210,30 +210,26 @@ def _connect_in_set(
                 except (HubGone, InHub):
                     epoll_set.settle()
                     framework.wait_socket(conn.fileno(), write=write, timeout=None)
-                # Any greenlet may switch back. libpq believes that a socket is
-                # connected when it is polled; to read too early does no harm.
+                # Any greenlet may have switched back, so ask the socket again: libpq
+                # takes it for connected when it is polled. An early read is harmless.
                 if write:
                     continue
-            try:
-                state = conn.poll()
-            except psycopg2.OperationalError as ex:
-                ex.args = (attempt.completed(conn, str(ex)),)
-                raise
+            state = _poll_connecting(conn, attempt)
     except BaseException:
         epoll_set.settle()
         raise
     finally:
-        # The set has counted each time that it has woken it: it is one wait.
+        # The set has counted each wake-up, but to connect is one wait.
         epoll_set.ended += 1 - woken
 
 
 def _wait_unless_writable(
     wait_socket: SocketWait, fd: int, *, write: bool, timeout: float | None
 ) -> None:
-    """Wait for *fd*, unless it is to be written and can be.
+    """Wait for *fd*, unless the caller wants to write and *fd* is writable already.
 
-    While it connects it most often can: a unix socket is connected at once, and
-    what libpq writes is little. To ask costs less than to let the loop run.
+    While a connection is opened it usually is: a unix socket connects at once, and libpq
+    writes little. Asking the kernel costs less than one iteration of the loop.
     """
     if not (write and native.is_writable(fd)):
         wait_socket(fd, write=write, timeout=timeout)
