@@ -161,7 +161,7 @@ def check(server: Server) -> int:
     record = json.loads(RECORD.read_text())
     here = comparable(record["environment"])
     if not here:
-        print("hence compared in proportion to psycogreen 1.0.2")
+        print("so compared in proportion to psycogreen 1.0.2")
         fetch_former()
     exceeded = [
         _check(subject, record[subject.key], server, here=here)

@@ -24,5 +24,5 @@ def test_storm(python, backend):
 @pytest.mark.full
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_long_storm(python, backend):
-    """Nor in one that lasts a minute."""
+    """In a storm of a minute no wait is lost, no answer goes astray, nothing is left."""
     storm(python, backend, 60)
