@@ -225,7 +225,7 @@ def install(
     turns.configure(wait_socket, in_hub, sending.fit, identify)
     cancelling.configure(wait_socket if threads else None, in_hub)
     largeobjects.configure(threads=threads)
-    replication.configure(None if threads else wait_socket)
+    replication.configure(wait_socket)
     # Of several replacements of a method, the last one is called first. So those that
     # take the connection's turn come after those that use the connection.
     replacing.install(

@@ -203,6 +203,10 @@ def _existing_hub() -> gevent.hub.Hub | None:
     return next(find() for find in (get_hub_if_exists,))
 
 
+_SHORTEST_TIMER = 0.001
+"""Seconds. libuv's timers count milliseconds, and gevent warns of a shorter one."""
+
+
 def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
     hub = _existing_hub()
     if not native.is_main_thread() if hub is None else _is_over(hub):
@@ -217,7 +221,8 @@ def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
         if timeout is None:
             wait_ready(fd)
         else:
-            wait_ready(fd, timeout, wait_timeout(timeout))
+            seconds = max(timeout, _SHORTEST_TIMER)
+            wait_ready(fd, seconds, wait_timeout(timeout))
     except WaitTimeout:
         if before == forks.count:
             raise

@@ -34,6 +34,13 @@ def test_timeout_is_an_operational_error(green, conn):
         conn.cursor().execute("select pg_sleep(30)")
 
 
+def test_timeout_below_a_millisecond(green, conn):
+    """A limit shorter than the resolution of the loop's timers is only a timeout."""
+    set_wait_callback(partial(green.callback, timeout=0.0004))
+    with pytest.raises(psycogreen.WaitTimeout):
+        conn.cursor().execute("select pg_sleep(30)")
+
+
 def test_timeout_is_for_each_wait(green, conn):
     """The limit counts for each wait: a query that sends notices may take longer."""
     conn.autocommit = True

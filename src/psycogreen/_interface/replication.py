@@ -10,10 +10,8 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import select
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from time import monotonic, time
 from typing import Any
 
@@ -24,23 +22,21 @@ from psycopg2.extensions import connection, cursor
 from psycogreen._errors import WaitTimeout
 from psycogreen._interface.blocking import blocking
 from psycogreen._interface.copying import SLICE
-from psycogreen._interface.largeobjects import wait_readable
 from psycogreen._interface.libpq import COPY_BOTH, library
 from psycogreen._interface.members import Member
 from psycogreen._interface.replacing import method
-from psycogreen._wait.native import SocketWait, original
-from psycogreen._wait.offload import in_thread
+from psycogreen._wait.native import SocketWait
 
 # psycopg2's own method, not a replacement.
 _execute = cursor.execute
 
 _wal_end = Member(ReplicationCursor, "wal_end")
 
-_wait_socket: SocketWait | None
+_wait_socket: SocketWait
 
 
-def configure(wait_socket: SocketWait | None) -> None:
-    """Wait for messages with *wait_socket* from now on, or in a native thread."""
+def configure(wait_socket: SocketWait) -> None:
+    """Wait for messages with *wait_socket* from now on."""
     global _wait_socket
     _wait_socket = wait_socket
 
@@ -194,29 +190,11 @@ def _await_message(conn: connection, seconds: float) -> None:
     """Wait until the connection can be read, or *seconds* have passed."""
     # A duplicate can still be read if another greenlet closes the connection.
     fd = os.dup(conn.fileno())
-    if _wait_socket is not None:
-        try:
-            with suppress(WaitTimeout):
-                _wait_socket(fd, write=False, timeout=seconds)
-        finally:
-            os.close(fd)
-        return
-    # A native thread waits: gevent's libuv may lose the timeout of such a wait.
-    reader, writer = os.pipe()
     try:
-        in_thread(partial(_poll, fd, reader, seconds), partial(wait_readable, conn))
+        with suppress(WaitTimeout):
+            _wait_socket(fd, write=False, timeout=seconds)
     finally:
-        os.close(writer)  # which ends the thread
-
-
-def _poll(fd: int, reader: int, seconds: float) -> None:
-    """Wait until *fd* can be read, *reader*'s other end is closed, or time is up."""
-    poll = original("select", "poll")()
-    poll.register(fd, select.POLLIN)
-    poll.register(reader, select.POLLIN)
-    poll.poll(math.ceil(seconds * 1000))
-    os.close(fd)
-    os.close(reader)
+        os.close(fd)
 
 
 REPLACEMENTS = (_start, _read_message, _consume_stream)
