@@ -25,14 +25,21 @@ if sys.platform == "linux":
     if greenlet := find_spec("greenlet"):
         # greenlet's wheels have the header in the package, as greenlet/greenlet.h.
         headers = str(Path(greenlet.origin).parents[1])
+        raised = ["src/psycogreen/_wait/_raised.h"]
         sources = ["src/psycogreen/_wait/_speedups.c"]
         speedups = Extension(
-            "psycogreen._wait._speedups", sources, include_dirs=[headers]
+            "psycogreen._wait._speedups",
+            sources,
+            include_dirs=[headers],
+            depends=raised,
         )
         extensions.append(speedups)
         sources = ["src/psycogreen/_interface/_turns.c"]
         turns = Extension(
-            "psycogreen._interface._turns", sources, include_dirs=[headers]
+            "psycogreen._interface._turns",
+            sources,
+            include_dirs=[headers],
+            depends=raised,
         )
         extensions.append(turns)
 for extension in extensions:

@@ -18,6 +18,8 @@
 /* See _wait/_speedups.c: only the part of the API that is the same since 2.0 is used. */
 #include <greenlet/greenlet.h>
 
+#include "../_wait/_raised.h"
+
 /* A greenlet or thread that waits for its turn. */
 typedef struct Waiter {
     struct Waiter *next;
@@ -456,37 +458,6 @@ call_original(Method *method, PyObject *self, PyObject *args, PyObject *kwargs)
     }
     /* The cursor's tp_iternext takes one argument and ignores the second one. */
     return method->function(self, args);
-}
-
-/* Return the exception that is set, a new reference, and clear it. */
-static PyObject *
-take_raised(void)
-{
-#if PY_VERSION_HEX >= 0x030C0000
-    return PyErr_GetRaisedException();
-#else
-    PyObject *type, *value, *traceback;
-
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    if (traceback) {
-        PyException_SetTraceback(value, traceback);
-    }
-    Py_DECREF(type);
-    Py_XDECREF(traceback);
-    return value;
-#endif
-}
-
-/* Set an exception, with its traceback. Steals the reference. */
-static void
-raise_again(PyObject *value)
-{
-#if PY_VERSION_HEX >= 0x030C0000
-    PyErr_SetRaisedException(value);
-#else
-    PyErr_Restore(Py_NewRef(Py_TYPE(value)), value, PyException_GetTraceback(value));
-#endif
 }
 
 /* Call on_error with the exception of a method. The exception stays set, unless on_error

@@ -14,9 +14,7 @@ waits for. The wait is here.
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,7 @@ import psycopg2
 from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE, connection
 
 from psycogreen._wait import forks, native, twin
+from psycogreen._wait.bell import bell
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -125,7 +124,7 @@ def _is_in_query(conn: connection) -> bool:
 
 def _await_turn(conn: connection) -> None:
     """Wait for the turn on *conn*; leave the queue if the wait is interrupted."""
-    with _bell() as (reader, writer):
+    with bell() as (reader, writer):
         try:
             while not _twin.enqueue(conn, writer):
                 _wait_socket(reader, write=False, timeout=None)
@@ -133,24 +132,6 @@ def _await_turn(conn: connection) -> None:
         except BaseException:
             _twin.dequeue(conn)
             raise
-
-
-@contextmanager
-def _bell() -> Iterator[tuple[int, int]]:
-    """Make the two ends, reader and writer, of a descriptor that wakes a waiter.
-
-    Any thread may write to it. On Linux it is an eventfd, both ends in one descriptor.
-    """
-    if hasattr(os, "eventfd"):
-        reader = writer = os.eventfd(0, os.EFD_CLOEXEC)
-    else:
-        reader, writer = os.pipe()
-    try:
-        yield reader, writer
-    finally:
-        os.close(reader)
-        if writer != reader:
-            os.close(writer)
 
 
 forks.after_in_child(_twin.forget)

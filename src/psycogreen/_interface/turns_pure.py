@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from psycopg2.extensions import connection, cursor
 
 from psycogreen._wait import native
+from psycogreen._wait.bell import ring
 
 Method = Callable[..., Any]
 OnError = Callable[[Any, BaseException], None]
@@ -27,9 +27,6 @@ OF_CONNECTION, OF_CURSOR, OF_NAMED_CURSOR = range(3)
 # The base type's descriptors: psycopg2 does not use a subclass's attributes.
 _connection_of = vars(cursor)["connection"].__get__
 _name_of = vars(cursor)["name"].__get__
-
-_ONE = (1).to_bytes(8, sys.byteorder)
-"""An increment for an eventfd. A pipe accepts any bytes."""
 
 
 class _Waiter:
@@ -44,7 +41,7 @@ class _Waiter:
     def wake(self) -> None:
         # It may be closed already, if a waiter in another thread has left the queue.
         with contextlib.suppress(OSError):
-            native.original("os", "write")(self.bell, _ONE)
+            ring(self.bell)
 
 
 _turns: dict[int, list[Any]] = {}
@@ -239,28 +236,16 @@ def _execute(original: Method, on_error: OnError) -> Method:
     return execute
 
 
-def _of_connection(original: Method, on_error: OnError) -> Method:
+def _in_turn(
+    original: Method, on_error: OnError, connection_of: Callable[[Any], Any]
+) -> Method:
+    """Return a method without arguments; *connection_of* says whose turn it takes."""
+
     @functools.wraps(original)
-    def method(self: connection) -> Any:  # noqa: ANN401
-        taken = take(self)
-        try:
+    def method(self: Any) -> Any:  # noqa: ANN401
+        conn = connection_of(self)
+        if conn is None:
             return original(self)
-        except BaseException as ex:
-            on_error(self, ex)
-            raise
-        finally:
-            if taken:
-                give(self)
-
-    return method
-
-
-def _of_named_cursor(original: Method, on_error: OnError) -> Method:
-    @functools.wraps(original)
-    def method(self: cursor) -> Any:  # noqa: ANN401
-        if _name_of(self) is None:
-            return original(self)
-        conn = _connection_of(self)
         taken = take(conn)
         try:
             return original(self)
@@ -272,6 +257,18 @@ def _of_named_cursor(original: Method, on_error: OnError) -> Method:
                 give(conn)
 
     return method
+
+
+def _of_connection(original: Method, on_error: OnError) -> Method:
+    return _in_turn(original, on_error, lambda conn: conn)
+
+
+def _of_named_cursor(original: Method, on_error: OnError) -> Method:
+    return _in_turn(original, on_error, _connection_if_named)
+
+
+def _connection_if_named(self: cursor) -> connection | None:
+    return None if _name_of(self) is None else _connection_of(self)
 
 
 _OFTEN_CALLED = {

@@ -18,6 +18,8 @@
    import_greenlet(): this may be built with one version and run with another. */
 #include <greenlet/greenlet.h>
 
+#include "_raised.h"
+
 #define CHECK_INTERVAL 1000
 
 /* The maximum number of events in a batch. They lie on the stack, which greenlet copies
@@ -83,40 +85,6 @@ typedef struct {
 } Wait;
 
 static struct PyModuleDef definition;
-
-
-/* ---- exceptions ------------------------------------------------------------ */
-
-/* Return the exception that is set, a new reference, and clear it; NULL without one. */
-static PyObject *
-take_raised(void)
-{
-#if PY_VERSION_HEX >= 0x030C0000
-    return PyErr_GetRaisedException();
-#else
-    PyObject *type, *value, *traceback;
-
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    if (value && traceback) {
-        PyException_SetTraceback(value, traceback);
-    }
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-    return value;
-#endif
-}
-
-/* Set an exception, with its traceback. Steals the reference. */
-static void
-raise_again(PyObject *value)
-{
-#if PY_VERSION_HEX >= 0x030C0000
-    PyErr_SetRaisedException(value);
-#else
-    PyErr_Restore(Py_NewRef(Py_TYPE(value)), value, PyException_GetTraceback(value));
-#endif
-}
 
 
 /* ---- entries --------------------------------------------------------------- */

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from psycogreen._wait import forks, native
+from psycogreen._wait.bell import bell, ring
 
 if TYPE_CHECKING:
     from psycogreen._wait.native import SocketWait
 
 T = TypeVar("T")
-
-_ONE = (1).to_bytes(8, sys.byteorder)
-"""What an eventfd takes. A pipe takes anything."""
-
-# Found at import: under eventlet it takes a while when it is first asked for.
-native.original("os", "write")
 
 IDLE = 10.0
 """Seconds that an idle native thread waits for the next call before it ends."""
@@ -64,7 +57,7 @@ class Call(Generic[T]):
                 writer = self._writers.pop()
             except IndexError:
                 return
-            native.original("os", "write")(writer, _ONE)
+            ring(writer)
 
     def wait(
         self,
@@ -76,8 +69,8 @@ class Call(Generic[T]):
         """Return the function's result, or raise its exception.
 
         Raise `WaitTimeout` if it takes longer than *timeout* seconds. *begin* is called
-        when all is prepared, and has `run` called. It comes as late as that because the
-        thread and this one take the GIL from each other from then on.
+        when all is prepared, and must make `run` be called. It comes last because from
+        then on the other thread and this one compete for the GIL.
         """
         if not self.is_done:
             self._await(wait_socket, timeout, begin)
@@ -91,37 +84,24 @@ class Call(Generic[T]):
         timeout: float | None,
         begin: Callable[[], object] | None,
     ) -> None:
-        reader, writer = _bell()
-        has_rung = False
-        try:
+        with bell() as (reader, writer):
+            has_rung = False
             self._writers.append(writer)
-            if begin:
-                begin()
-                self.has_begun = True
-            if not self.is_done:  # otherwise run() may have missed this writer
-                wait_socket(reader, write=False, timeout=timeout)
-                has_rung = True
-        finally:
             try:
-                self._writers.remove(writer)
-            except ValueError:
-                # run() has removed it and may not have written yet. Writing to a closed
-                # pipe would be an error and raise SIGPIPE.
-                if not has_rung:
-                    native.wait_socket(reader, write=False, timeout=None)
-            for end in {reader, writer}:
-                os.close(end)
-
-
-def _bell() -> tuple[int, int]:
-    """Return a descriptor to wait for in any loop, and one to write to in any thread.
-
-    Where the system has eventfds, both are the same.
-    """
-    if hasattr(os, "eventfd"):
-        bell = os.eventfd(0, os.EFD_CLOEXEC)
-        return bell, bell
-    return os.pipe()
+                if begin:
+                    begin()
+                    self.has_begun = True
+                if not self.is_done:  # otherwise run() may have missed this writer
+                    wait_socket(reader, write=False, timeout=timeout)
+                    has_rung = True
+            finally:
+                try:
+                    self._writers.remove(writer)
+                except ValueError:
+                    # run() has removed it and may not have written yet. Writing to a
+                    # closed pipe would be an error and raise SIGPIPE.
+                    if not has_rung:
+                        native.wait_socket(reader, write=False, timeout=None)
 
 
 class _Thread:
