@@ -554,7 +554,7 @@ def test_blocking_takes_turns_too(green, busy):
 def test_no_descriptor_is_left(green, busy, monkeypatch):
     """The queue for turns leaves no descriptor open."""
     opened = []
-    bell = turns._bell
+    bell = turns.bell
 
     @contextmanager
     def counted():
@@ -563,7 +563,7 @@ def test_no_descriptor_is_left(green, busy, monkeypatch):
             yield ends
         opened.remove(ends)
 
-    monkeypatch.setattr(turns, "_bell", counted)
+    monkeypatch.setattr(turns, "bell", counted)
     tasks = [busy.queue(busy.conn.commit) for _ in range(5)]
     assert len(opened) == 5
     busy.end()
