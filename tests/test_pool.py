@@ -25,7 +25,9 @@ from functools import partial
 import psycopg2
 from psycogreen.pool import *
 
-connect = partial(psycopg2.connect, os.environ["DSN"], application_name="pooled")
+# The server may still have connections of an earlier test's process.
+application = f"pooled {os.getpid()}"
+connect = partial(psycopg2.connect, os.environ["DSN"], application_name=application)
 
 def make(**options):
     return Pool(connect, **{"min_size": 0, "max_size": 2, "name": "pooled", **options})
@@ -54,7 +56,7 @@ def query(conn, sql):
         cursor.execute(sql)
         return cursor.fetchone() if cursor.description else None
 
-backends = "select count(*) from pg_stat_activity where application_name = 'pooled'"
+backends = f"select count(*) from pg_stat_activity where application_name = '{application}'"
 """
 
 each_process = pytest.mark.parametrize("process", START)
@@ -279,7 +281,7 @@ def test_sizes_and_ages(run, process):
         await_(lambda: pool.status().size == 2)
         old = {session.conn.get_backend_pid() for session in pool._keeper.places.idle()}
         ask("select count(pg_terminate_backend(pid)) from pg_stat_activity"
-            " where application_name = 'pooled'")
+            f" where application_name = '{application}'")
         def replaced():
             now = {session.conn.get_backend_pid() for session in pool._keeper.places.idle()}
             return len(now) == 2 and not now & old
