@@ -8,7 +8,12 @@ from queue import Queue
 
 import psycopg2
 import pytest
-from psycopg2.extensions import ISOLATION_LEVEL_SERIALIZABLE, cursor, set_wait_callback
+from psycopg2.extensions import (
+    ISOLATION_LEVEL_SERIALIZABLE,
+    cursor,
+    lobject,
+    set_wait_callback,
+)
 from psycopg2.extras import (
     DictCursor,
     LogicalReplicationConnection,
@@ -18,7 +23,6 @@ from psycopg2.pool import ThreadedConnectionPool
 
 import psycogreen
 from psycogreen._interface import turns
-from psycogreen._wait import twin
 from psycogreen._wait.native import start_thread, wait_socket
 
 LOCK = 20_13
@@ -667,13 +671,26 @@ def test_close_at_exit(script):
     assert output == "closed\n"
 
 
-@pytest.mark.skipif(not twin.compiled, reason="only C can replace a destructor in C")
-def test_large_object_dropped_during_a_query(green, conn, held, watch):
+class Ending(lobject):
+    """An application's class of large objects, with a destructor."""
+
+    ended = 0
+
+    def __del__(self):
+        """Count the objects that were destroyed."""
+        Ending.ended += 1
+
+
+@pytest.mark.parametrize("factory", [lobject, Ending])
+def test_large_object_dropped_during_a_query(green, conn, held, watch, factory):
     """A large object that nobody refers to any more does not wait for the lock."""
-    large = conn.lobject(0, "wb")
+    large = conn.lobject(0, "wb", lobject_factory=factory)
+    assert type(large).__name__ == factory.__name__
     owner = green.spawn(query, conn)
     watch(conn.info.backend_pid)
+    before = Ending.ended
     del large
+    assert Ending.ended - before == (factory is Ending)
     held()
     assert green.wait(owner) == 42
     conn.lobject(0, "wb").close()

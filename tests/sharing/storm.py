@@ -29,7 +29,6 @@ from psycopg2.extensions import connection
 
 import psycogreen
 from psycogreen._interface import turns
-from psycogreen._wait import twin
 
 GREENLETS = 200
 CONNECTIONS = 20
@@ -112,8 +111,7 @@ class Storm:
     def _go(self) -> None:
         actions = [self._ask] * 30 + [self._commit] * 5 + [self._roll_back] * 5
         actions += [self._copy_out] * 5 + [self._copy_in] * 5 + [self._close]
-        if twin.compiled:  # in Python, their destructor waits for the lock natively
-            actions += [self._large_object] * 3
+        actions += [self._large_object] * 3
         while time.monotonic() < self.end:
             n = self.random.randrange(CONNECTIONS)
             self._act(n, self.random.choice(actions))

@@ -654,6 +654,15 @@ guard_large_objects(PyObject *extensions)
     return 0;
 }
 
+PyDoc_STRVAR(guarded_doc,
+"Return the factory of large objects itself: the destructor of all is replaced.");
+
+static PyObject *
+guarded(PyObject *module, PyObject *factory)
+{
+    return Py_NewRef(factory);
+}
+
 
 /* ---- the module ------------------------------------------------------------- */
 
@@ -720,6 +729,7 @@ static PyMethodDef module_methods[] = {
     {"forget", forget, METH_NOARGS, forget_doc},
     {"configure", configure, METH_VARARGS, configure_doc},
     {"taking_turn", taking_turn, METH_VARARGS, taking_turn_doc},
+    {"guarded", guarded, METH_O, guarded_doc},
     {NULL, NULL, 0, NULL},
 };
 

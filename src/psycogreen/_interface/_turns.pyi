@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from psycopg2.extensions import connection
+from psycopg2.extensions import connection, lobject
 
 def take(conn: connection) -> bool: ...
 def give(conn: connection) -> None: ...
@@ -18,6 +18,7 @@ def configure(
 def taking_turn(
     original: object, whose: int, on_error: Callable[[Any, BaseException], None]
 ) -> object: ...
+def guarded(factory: Callable[..., lobject]) -> Callable[..., lobject]: ...
 
 OF_CONNECTION: int
 OF_CURSOR: int

@@ -38,7 +38,7 @@ from psycogreen._interface.functions import call
 from psycogreen._interface.libpq import library
 from psycogreen._interface.members import Member, first_object
 from psycogreen._interface.replacing import Replacement, method
-from psycogreen._interface.turns import give, take
+from psycogreen._interface.turns import give, guarded, take
 from psycogreen._wait import native
 from psycogreen._wait.cancel import CANCEL_WAIT, cancel
 from psycogreen._wait.offload import in_thread
@@ -100,7 +100,7 @@ def _make(
     arguments = [conn, operator.index(oid) & _OID, mode, operator.index(new_oid) & _OID]
     if new_file is not None:
         arguments.append(new_file)
-    made = lobject_factory(*arguments)
+    made = guarded(lobject_factory)(*arguments)
     if not isinstance(made, lobject):
         msg = "lobject factory must be subclass of psycopg2.extensions.lobject"
         raise TypeError(msg)

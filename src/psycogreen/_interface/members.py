@@ -111,5 +111,17 @@ def first_object(instance: object) -> Any:  # noqa: ANN401
     For C types whose first field is known, but is not a member. Return ``None`` if the
     pointer is NULL.
     """
-    address = ctypes.c_void_p.from_address(id(instance) + object.__basicsize__).value
+    address = _first_pointer(instance).value
     return ctypes.cast(address, ctypes.py_object).value if address else None
+
+
+def clear_first_object(instance: object) -> None:
+    """Set the pointer of `first_object` to NULL, and release its reference."""
+    place = _first_pointer(instance)
+    before, place.value = place.value, None
+    if before:
+        ctypes.pythonapi.Py_DecRef(ctypes.c_void_p(before))
+
+
+def _first_pointer(instance: object) -> ctypes.c_void_p:
+    return ctypes.c_void_p.from_address(id(instance) + object.__basicsize__)

@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
-from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE, connection
+from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE, connection, lobject
 
 from psycogreen._wait import forks, native, twin
 from psycogreen._wait.bell import bell
@@ -78,6 +78,10 @@ taking_turn: Callable[[Any, int, OnError], Any] = _twin.taking_turn
 if the twin does not know the method. The second argument is one of the constants. The
 last one is called with the object and the method's exceptions, before the turn is given
 back."""
+
+guarded: Callable[[Callable[..., lobject]], Callable[..., lobject]] = _twin.guarded
+"""Return a factory of large objects that do not wait for the connection's lock when they
+are destroyed. In C that is the factory itself: psycopg2's destructor is replaced."""
 
 _wait_socket: SocketWait
 _in_hub: Callable[[], bool]

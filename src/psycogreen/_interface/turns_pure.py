@@ -14,8 +14,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from psycopg2.extensions import connection, cursor
+from psycopg2.extensions import connection, cursor, lobject
 
+from psycogreen._interface.members import clear_first_object, first_object
 from psycogreen._wait import native
 from psycogreen._wait.bell import ring
 
@@ -290,3 +291,33 @@ def taking_turn(original: Method, whose: int, on_error: OnError) -> Method | Non
     """
     make = _OFTEN_CALLED.get((whose, original.__name__))
     return make(original, on_error) if make else None
+
+
+def guarded(factory: Any) -> Any:  # noqa: ANN401
+    """Return a factory of large objects that do not wait when they are destroyed.
+
+    psycopg2's destructor closes a large object, and takes the connection's lock for that,
+    wherever the last reference goes. Only a subclass of psycopg2's class, *factory* or
+    the one made here, can prevent that.
+    """
+    is_class = isinstance(factory, type) and issubclass(factory, lobject)
+    return _guarded_class(factory) if is_class else factory
+
+
+@functools.cache
+def _guarded_class(base: Any) -> Any:  # noqa: ANN401
+    class Guarded(base):  # type: ignore[misc]
+        __slots__ = ()
+
+        def __del__(self) -> None:
+            if hasattr(super(), "__del__"):
+                super().__del__()
+            # If somebody has the turn, and so may have the lock, psycopg2 must not close
+            # it. The server does, when the transaction ends.
+            conn = first_object(self)
+            if conn is not None and id(conn) in _turns:
+                clear_first_object(self)  # without a connection, psycopg2 does nothing
+
+    for name in "__name__", "__qualname__", "__module__", "__doc__":
+        setattr(Guarded, name, getattr(base, name))
+    return Guarded
