@@ -17,7 +17,8 @@ def exchange(address, *parts, timeout=30):
             client.sendall(part)
             answer += client.recv(1 << 16)
         client.sendall(parts[-1])
-        client.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # the server may have closed or reset it
+            client.shutdown(socket.SHUT_WR)
         return answer + read_all(client)
 
 
