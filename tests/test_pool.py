@@ -481,6 +481,187 @@ def test_interrupted(run, framework):
 
 
 @pytest.mark.parametrize("framework", ["gevent", "eventlet"])
+def test_killed_again_while_it_returns(run, framework):
+    """A place is not lost if a borrower is killed repeatedly while it waits to return it."""
+    spawn = {
+        "gevent": "import gevent; spawn = gevent.spawn\n"
+        "kill = lambda thread: thread.kill(block=False)\n",
+        "eventlet": "from eventlet import spawn; kill = lambda thread: thread.kill()\n",
+    }
+    run(
+        framework,
+        spawn[framework]
+        + textwrap.dedent("""
+        from psycogreen._interface.turns import queued
+        pool = make(max_size=1)
+        loan = pool.get()
+        pid = loan.conn.get_backend_pid()
+        spawn(query, loan.conn, "select pg_sleep(60)")
+        await_(lambda: ask(f"select state from pg_stat_activity where pid = {pid}") == "active")
+        ended = []
+        def put_back():
+            try:
+                pool.put(loan)
+            finally:
+                ended.append(True)
+        borrower = spawn(put_back)
+        await_(queued)
+        while not ended:
+            kill(borrower)
+            time.sleep(0.01)
+        assert pool.status().in_use == 1
+        assert ask(f"select pg_cancel_backend({pid})")
+        await_(lambda: not pool.status().size)
+        assert ask(backends) == 0
+        with pool.connection(): pass
+        """),
+    )
+
+
+def test_interrupted_when_it_is_served(run):
+    """An exception of a signal handler, after a connection was handed over, loses nothing."""
+    run(
+        "native",
+        """
+        import _thread, signal
+        from psycogreen._pool import places
+        class Stop(Exception): pass
+        def stop(*_): raise Stop
+        signal.signal(signal.SIGUSR1, stop)
+        class Lock:
+            allocate_lock = classmethod(lambda cls: cls())
+            def __init__(self):
+                self.lock = _thread.allocate_lock()
+                self.release = self.lock.release
+            def acquire(self, *args, **options):
+                self.lock.acquire(*args, **options)
+                if options:
+                    signal.raise_signal(signal.SIGUSR1)
+                return True
+        pool = make(max_size=1, timeout=60)
+        loan = pool.get()
+        places._thread = Lock
+        threading.Thread(
+            target=lambda: (await_(lambda: pool.status().waiting), pool.put(loan))
+        ).start()
+        try:
+            pool.get()
+        except Stop:
+            pass
+        else:
+            raise AssertionError
+        places._thread = _thread
+        with pool.connection(): pass
+        """,
+    )
+
+
+@each_process
+def test_close_fails(run, process):
+    """A connection whose own close() raises an error takes no place with it."""
+    run(
+        process,
+        """
+        import logging
+        logging.disable()
+        class Failing(psycopg2.extensions.connection):
+            def close(self):
+                super().close()
+                raise ValueError
+        pool = make(max_size=1, connection_factory=Failing)
+        for _ in range(2):
+            pool.drop(pool.get())
+        await_(lambda: not pool.status().size)
+        """,
+    )
+
+
+@pytest.mark.parametrize(
+    ("framework", "call"),
+    [
+        ("gevent", "import gevent; call = gevent.get_hub().threadpool.apply"),
+        ("eventlet", "from eventlet.tpool import execute as call"),
+    ],
+)
+def test_native_thread_of_a_green_process(run, framework, call):
+    """What a native thread drops, in a process with a loop, leaves its place."""
+    run(
+        framework,
+        f"{call}\n"
+        + textwrap.dedent("""
+        pool = make(max_size=1)
+        call(lambda: pool.drop(pool.get()))
+        await_(lambda: not pool.status().size)
+        assert ask(backends) == 0
+        with pool.connection() as conn:
+            assert query(conn, "select 42") == (42,)
+        """),
+    )
+
+
+@each_process
+def test_closed_before_a_fork(run, process):
+    """An idle connection that the application has closed does not disturb a fork."""
+    run(
+        process,
+        """
+        import warnings
+        warnings.simplefilter("ignore")
+        pools = [make(), make()]
+        loans = [pool.get() for pool in pools]
+        for pool, loan in zip(pools, loans): pool.put(loan)
+        loans[0].conn.close()
+        if not (pid := os.fork()):
+            os._exit(sum(pool.status().size for pool in pools))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert query(loans[1].conn, "select 42") == (42,)
+        """,
+    )
+
+
+def test_no_descriptor_for_a_session(run):
+    """A new connection that cannot be watched is closed."""
+    run(
+        "native",
+        """
+        from psycogreen._pool import sessions
+        class NoDescriptor:
+            def dup(fd): raise OSError(24, "too many open files")
+        real, sessions.os = sessions.os, NoDescriptor
+        pool = make(max_size=1)
+        try:
+            pool.get()
+        except OSError as ex:
+            await_(lambda: ask(backends) == 0)  # while the error has its traceback
+        else:
+            raise AssertionError
+        sessions.os = real
+        with pool.connection(): pass
+        """,
+    )
+
+
+def test_no_thread_for_an_end(run):
+    """A connection leaves no descriptor if no thread can wait for its end."""
+    run(
+        "native",
+        """
+        import _thread
+        from psycogreen._pool import keeper
+        pool = make(max_size=1)
+        loan = pool.get()
+        class NoThread:
+            def start_new_thread(*_): raise RuntimeError("can't start new thread")
+        keeper._thread = NoThread
+        before = len(os.listdir("/proc/self/fd"))
+        pool.drop(loan)
+        assert len(os.listdir("/proc/self/fd")) == before - 2
+        assert pool.status().size == 0
+        """,
+    )
+
+
+@pytest.mark.parametrize("framework", ["gevent", "eventlet"])
 def test_configure_interrupted(run, framework):
     """A session whose configuration fails counts until its server process has ended."""
     run(

@@ -24,9 +24,10 @@ def test_compiled(python):
 
 
 def test_pure(python):
-    """PSYCOGREEN_PURE=1 forces Python; empty it forces nothing."""
+    """PSYCOGREEN_PURE=1 forces Python; 0 or empty it forces nothing."""
     assert python(PRINT, PSYCOGREEN_PURE="1").strip() == "False"
     assert python(PRINT, PSYCOGREEN_PURE="").strip() == "True"
+    assert python(PRINT, PSYCOGREEN_PURE="0").strip() == "True"
 
 
 def test_not_compiled(python):

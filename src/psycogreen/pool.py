@@ -128,7 +128,8 @@ class Pool:
     A connection counts until its server process has ended, also if its borrower was
     killed: the server never has more than *max_size* connections of this pool.
 
-    Any number of threads and greenlets may use a pool. In a forked process it starts
+    Any number of threads and greenlets may use a pool; under eventlet, whose locks
+    belong to one thread, only the greenthreads of one. In a forked process it starts
     without connections and leaves the existing ones to the parent. Raise `ValueError`
     for an invalid option.
     """

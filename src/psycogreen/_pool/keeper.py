@@ -19,6 +19,7 @@ from psycogreen._pool.errors import PoolClosed
 from psycogreen._pool.options import Options
 from psycogreen._pool.places import Places
 from psycogreen._pool.sessions import Configure, Session
+from psycogreen._wait import native
 
 logger = logging.getLogger("psycogreen")
 
@@ -106,9 +107,16 @@ class Keeper:
 
     def discard(self, session: Session) -> None:
         """Close a session; its place becomes free when the server's process has ended."""
-        session.close()
-        if not _start(partial(self._await_end, session)):
-            self.places.release(None)
+        try:
+            session.close()
+        except Exception as ex:  # noqa: BLE001
+            # A subclass of psycopg2's connection may raise anything.
+            logger.warning("pool %r: a connection was not closed: %s", self._name, ex)
+        finally:
+            # Also after a kill: close() waits if another greenlet uses the connection.
+            if not _start(partial(self._await_end, session)):
+                session.leave()
+                self.places.release(None)
 
     def _await_end(self, session: Session) -> None:
         try:
@@ -180,10 +188,15 @@ class Keeper:
 def _start(function: Callable[[], None]) -> bool:
     """Run *function* in a background thread, which may be a greenlet.
 
-    Return ``False`` if no thread can be started because the interpreter shuts down.
+    Not in a greenlet of a native thread: it would never run if that thread ends, or does
+    not wait any more. Return ``False`` if no thread can be started because the
+    interpreter shuts down.
     """
     try:
-        _thread.start_new_thread(function, ())
+        if native.is_main_thread():
+            _thread.start_new_thread(function, ())
+        else:
+            native.start_thread(function)
     except RuntimeError:
         return False
     return True

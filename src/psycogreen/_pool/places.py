@@ -119,21 +119,23 @@ class Places:
         self._waiters.append(waiter)
         try:
             self._serve()
-            in_time = waiter.served.acquire(timeout=timeout)
+            if not waiter.served.acquire(timeout=timeout) and self._leave(waiter):
+                return None
+            return waiter.result()
         except BaseException:
             if not self._leave(waiter) and waiter.session:
                 self.release(waiter.session)
             raise
-        if not in_time and self._leave(waiter):
-            return None
-        return waiter.result()
 
     def _leave(self, waiter: Waiter) -> bool:
         """Leave the queue; return ``False`` if *waiter* was served meanwhile."""
         try:
             self._waiters.remove(waiter)
         except ValueError:
-            waiter.served.acquire()  # another thread may not have finished serving it
+            # Another thread may not have finished serving it. If it has, the lock may be
+            # taken already: a signal handler may raise right after acquire().
+            if waiter.session is None and waiter.error is None:
+                waiter.served.acquire()
             return False
         return True
 

@@ -12,10 +12,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
-from psycopg2.extensions import STATUS_READY, TRANSACTION_STATUS_IDLE
+from psycopg2.extensions import (
+    STATUS_READY,
+    TRANSACTION_STATUS_ACTIVE,
+    TRANSACTION_STATUS_IDLE,
+)
 
 from psycogreen._wait import forks
-from psycogreen._wait.native import original
+from psycogreen._wait.native import is_main_thread, original
 
 if TYPE_CHECKING:
     from psycogreen._pool.traces import WatchedConnection
@@ -43,7 +47,11 @@ class Session:
         self.conn = conn
         # Vary it, so that connections opened together are not replaced together.
         self._expires = time.monotonic() + lifetime * random.uniform(0.95, 1)
-        self._socket = os.dup(conn.fileno())
+        try:
+            self._socket = os.dup(conn.fileno())
+        except OSError:  # no descriptor is left
+            conn.close()
+            raise
         self._poll = original("select", "poll")()
         self._poll.register(self._socket, select.POLLIN)
 
@@ -138,7 +146,13 @@ class Session:
         )
 
     def close(self) -> None:
-        """Close the connection. The server's process may end later: see `await_end`."""
+        """Close the connection. The server's process may end later: see `await_end`.
+
+        Does nothing during a query of another greenlet or thread, which it would have to
+        wait for; `await_end` then ends the session after the query.
+        """
+        if self.conn.get_transaction_status() == TRANSACTION_STATUS_ACTIVE:
+            return
         with contextlib.suppress(psycopg2.Error):
             self.conn.close()
 
@@ -148,7 +162,9 @@ class Session:
         There is no time limit: an interrupted query that could not be cancelled runs on,
         and its process counts as one of the server's connections.
         """
-        with socket.socket(fileno=self._socket) as duplicate:
+        # In a native thread, a monkey-patched socket would make a loop for the thread.
+        kind = socket.socket if is_main_thread() else original("socket", "socket")
+        with kind(fileno=self._socket) as duplicate:
             duplicate.settimeout(None)
             if duplicate.family != socket.AF_UNIX:
                 _give_up_in_time(duplicate)
@@ -159,14 +175,20 @@ class Session:
                 while duplicate.recv(65536):
                     pass
 
+    def leave(self) -> None:
+        """Close the duplicate: nobody waits for the end of the server's process."""
+        os.close(self._socket)
+
     def leave_to_parent(self) -> None:
         """Drop an idle connection that belongs to the parent of this forked process.
 
         Closing it must not end the parent's session: the socket is replaced before the
         connection is closed.
         """
-        forks.disconnect([self.conn.fileno()])
-        os.close(self._socket)
+        # The application may have closed it, if it has kept a reference.
+        if not self.conn.closed:
+            forks.disconnect([self.conn.fileno()])
+        self.leave()
         self.close()
 
 
