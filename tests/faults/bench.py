@@ -206,6 +206,12 @@ class Bench:
             self.green.sleep(0.01)
         return True
 
+    def await_active(self) -> None:
+        """Wait until a query is under way at the server. The loop stands still meanwhile."""
+        end = time.monotonic() + STALL / 2
+        while not self.lab.active() and time.monotonic() < end:
+            pass  # the lab has asked the server
+
     def _await_backends(self) -> bool:
         """Wait until no query goes on; return whether that was in time."""
         clock = CalmClock()

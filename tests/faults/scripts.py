@@ -112,22 +112,24 @@ def at_every_switch(
         counts.append(points.count)
 
     bench.try_out(count, operation)
-    _interrupt_at(bench, operation, thrown, counts[0])
+    interrupt = partial(_interrupt, bench, thrown)
+    _interrupt_at(bench, operation, interrupt, counts[0])
     # A cancel request that arrives before the server has read the statement has no effect.
-    # On a loaded machine that happens, but hardly in two runs.
+    # On a loaded machine that happens: try again, but let the server read it first.
     if bench.violations.pop("backend left active", 0):
         bench.lab.terminate_all()
-        _interrupt_at(bench, operation, thrown, counts[0])
+        interrupt = partial(_interrupt, bench, thrown, hold=bench.await_active)
+        _interrupt_at(bench, operation, interrupt, counts[0])
     return int(counts[0])
 
 
 def _interrupt_at(
-    bench: Bench, operation: Operation, thrown: Sequence[Thrown], points: int
+    bench: Bench, operation: Operation, interrupt: Callable[..., None], points: int
 ) -> None:
-    """Throw at each of so many points, in a trial of its own."""
+    """Interrupt at each of so many points, in a trial of its own."""
     with bench.judged():
         for point in range(1, points + 1):
-            work = partial(_interrupt, bench, point, thrown)
+            work = partial(interrupt, point)
             trial = bench.start(work, operation, seconds=LASTING)
             bench.finish(trial)
             # If the server's answers come together this once, a later point is missing:
@@ -147,11 +149,17 @@ def timeout(bench: Bench) -> BaseException:
 
 
 def _interrupt(
-    bench: Bench, point: int, thrown: Sequence[Thrown], trial: Trial
+    bench: Bench,
+    thrown: Sequence[Thrown],
+    point: int,
+    trial: Trial,
+    hold: Callable[[], object] = int,
 ) -> None:
+    """Throw at a point and the ones after it, each time after a call of *hold*."""
+
     def throw(interruption: BaseException) -> None:
         trial.interruptions.append(interruption)
-        bench.green.call_in_hub(partial(trial.task.throw, interruption))
+        bench.green.call_in_hub(lambda: (hold(), trial.task.throw(interruption)))
 
     actions = {point + n: partial(throw, make(bench)) for n, make in enumerate(thrown)}
     trial.prepare()

@@ -658,7 +658,7 @@ PyDoc_STRVAR(guarded_doc,
 "Return the factory of large objects itself: the destructor of all is replaced.");
 
 static PyObject *
-guarded(PyObject *module, PyObject *factory)
+guarded(PyObject *Py_UNUSED(module), PyObject *factory)
 {
     return Py_NewRef(factory);
 }
