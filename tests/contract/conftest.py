@@ -41,8 +41,8 @@ def dsn() -> str:
 def connect(dsn: str) -> Iterator[Callable[..., psycopg2.extensions.connection]]:
     """`psycopg2.connect` to the server; closes its connections at the end.
 
-    It leaves connections that a failed test has left in a query: close() would stop the
-    process.
+    It terminates the sessions that a failed test has left in a query: close() would wait
+    for the query, and the next test may wait for the transaction.
     """
     opened = []
 
@@ -54,6 +54,14 @@ def connect(dsn: str) -> Iterator[Callable[..., psycopg2.extensions.connection]]
     for conn in opened:
         if conn.info.transaction_status != TRANSACTION_STATUS_ACTIVE:
             conn.close()
+        else:
+            _terminate(dsn, conn.get_backend_pid())
+
+
+def _terminate(dsn: str, pid: int) -> None:
+    conn = psycopg2.connect(dsn)
+    conn.cursor().execute("select pg_terminate_backend(%s)", [pid])
+    conn.close()
 
 
 @pytest.fixture
