@@ -239,6 +239,17 @@ def test_sending(green, connect):
             assert may_block(inside)
 
 
+@pytest.mark.parametrize("name", ["commit", "rollback", "close"])
+def test_connection_without_a_statement(green, connect, name):
+    """It is not prepared for large statements; its first statement prepares it."""
+    conn = connect()
+    getattr(conn, name)()
+    assert id(conn) not in sending._known
+    if not conn.closed:
+        conn.cursor().execute("select 1")
+        assert id(conn) in sending._known
+
+
 def test_buffer_of_a_unix_socket(green, connect):
     """It is as large as the system lets it: libpq moves what it does not take."""
     unix = psycopg2.connect(os.environ["PSYCOGREEN_TEST_UNIX_DSN"])

@@ -160,10 +160,10 @@ make_fit(PyObject *conn, void *me)
     return 1;
 }
 
-/* Return 1 if the turn was taken, 0 if it is the caller's already, -1 with an exception
-   set. */
+/* Take the turn, and call fit() if *fits*. Return 1 if the turn was taken, 0 if it is the
+   caller's already, -1 with an exception set. */
 static inline int
-take_turn(PyObject *conn, void *me)
+take_turn(PyObject *conn, void *me, int fits)
 {
     Turn *turn = find(conn);
     PyObject *result;
@@ -173,7 +173,7 @@ take_turn(PyObject *conn, void *me)
         if (add(conn, me) < 0) {
             return -1;
         }
-        return fitted[place_in_table(conn)] == conn ? 1 : make_fit(conn, me);
+        return !fits || fitted[place_in_table(conn)] == conn ? 1 : make_fit(conn, me);
     }
     mine = turn->owner == me;
     result = PyObject_CallFunction(on_taken, "OO", conn, mine ? Py_True : Py_False);
@@ -240,7 +240,7 @@ static PyObject *
 take(PyObject *Py_UNUSED(module), PyObject *conn)
 {
     void *me = caller();
-    int taken = me ? take_turn(conn, me) : -1;
+    int taken = me ? take_turn(conn, me, 1) : -1;
 
     return taken < 0 ? NULL : PyBool_FromLong(taken);
 }
@@ -390,8 +390,9 @@ PyDoc_STRVAR(configure_doc,
 "Set the functions that `take` uses.\n\n"
 "*on_taken* is called if the turn is not free: with the connection, and whether the\n"
 "caller has the turn itself. It waits for the turn, or raises. *fit* is called with a\n"
-"connection at its first turn, and at the first after `unfit`. *identify* returns a\n"
-"number for the caller where that is not a greenlet.");
+"connection at its first turn, and at the first after `unfit`, unless it was taken by a\n"
+"method that `taking_turn` made with `OF_CONNECTION`. *identify* returns a number for the\n"
+"caller where that is not a greenlet.");
 
 static PyObject *
 configure(PyObject *Py_UNUSED(module), PyObject *args)
@@ -496,7 +497,9 @@ call_in_turn(Method *method, PyObject *self, PyObject *args, PyObject *kwargs)
     }
     /* The cursor may get another connection, or be gone, while it waits. */
     Py_INCREF(conn);
-    taken = take_turn(conn, me);
+    /* A connection's own methods send no large statement, and many connections are only
+       closed. */
+    taken = take_turn(conn, me, method->whose != OF_CONNECTION);
     if (taken >= 0) {
         result = call_original(method, self, args, kwargs);
         if (!result && PyErr_Occurred()) { /* without one, it was the last row */

@@ -3,8 +3,8 @@
 psycopg2 sets this only when it connects. A connection that was opened in blocking mode
 would stop the loop until the server has received a large statement. One that was opened
 with a wait callback would cost much CPU in blocking mode. So this module sets it again at
-the first use of a connection, and at the first use after the wait callback was installed or
-removed.
+the first statement of a cursor, and at the first after the wait callback was installed or
+removed. A connection's own methods, such as `close`, send nothing large.
 """
 
 from __future__ import annotations

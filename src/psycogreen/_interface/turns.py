@@ -95,7 +95,8 @@ def configure(
 ) -> None:
     """Wait for turns with *wait_socket* from now on, except where *in_hub* is true.
 
-    *fit* is called with a connection at its first turn, and at the first after `unfit`.
+    *fit* is called with a connection at its first turn, and at the first after `unfit`,
+    unless it was taken by a method that `taking_turn` made with `OF_CONNECTION`.
     *identify* returns a number for the caller where that is not a greenlet.
     """
     global _wait_socket, _in_hub

@@ -71,8 +71,9 @@ def configure(
 
     *on_taken* is called if the turn is not free: with the connection, and whether the
     caller has the turn itself. It waits for the turn, or raises. *fit* is called with a
-    connection at its first turn, and at the first after `unfit`. *identify* returns a
-    number for the caller where that is not a greenlet.
+    connection at its first turn, and at the first after `unfit`, unless it was taken by a
+    method that `taking_turn` made with `OF_CONNECTION`. *identify* returns a number for
+    the caller where that is not a greenlet.
     """
     global _on_taken, _call_fit, _caller
     _on_taken = on_taken
@@ -85,6 +86,11 @@ def take(conn: connection) -> bool:
 
     Return ``True`` if the caller must give it back, ``False`` if it had the turn already.
     """
+    return _take_turn(conn, fits=True)
+
+
+def _take_turn(conn: connection, *, fits: bool) -> bool:
+    """Take the turn as `take` does; call *fit* only if *fits*."""
     try:
         mine = [_caller()]
     except RuntimeError:
@@ -92,7 +98,7 @@ def take(conn: connection) -> bool:
     number = id(conn)
     turn = _turns.setdefault(number, mine)
     if turn is mine:
-        if number not in _fit:
+        if fits and number not in _fit:
             _make_fit(conn)
         return True
     is_mine = turn[0] == mine[0]
@@ -238,7 +244,11 @@ def _execute(original: Method, on_error: OnError) -> Method:
 
 
 def _in_turn(
-    original: Method, on_error: OnError, connection_of: Callable[[Any], Any]
+    original: Method,
+    on_error: OnError,
+    connection_of: Callable[[Any], Any],
+    *,
+    fits: bool,
 ) -> Method:
     """Return a method without arguments; *connection_of* says whose turn it takes."""
 
@@ -247,7 +257,7 @@ def _in_turn(
         conn = connection_of(self)
         if conn is None:
             return original(self)
-        taken = take(conn)
+        taken = _take_turn(conn, fits=fits)
         try:
             return original(self)
         except BaseException as ex:
@@ -261,11 +271,13 @@ def _in_turn(
 
 
 def _of_connection(original: Method, on_error: OnError) -> Method:
-    return _in_turn(original, on_error, lambda conn: conn)
+    # A connection's own methods send no large statement, and many connections are only
+    # closed.
+    return _in_turn(original, on_error, lambda conn: conn, fits=False)
 
 
 def _of_named_cursor(original: Method, on_error: OnError) -> Method:
-    return _in_turn(original, on_error, _connection_if_named)
+    return _in_turn(original, on_error, _connection_if_named, fits=True)
 
 
 def _connection_if_named(self: cursor) -> connection | None:
@@ -274,6 +286,7 @@ def _connection_if_named(self: cursor) -> connection | None:
 
 _OFTEN_CALLED = {
     (OF_CURSOR, "execute"): _execute,
+    (OF_CONNECTION, "close"): _of_connection,
     (OF_CONNECTION, "commit"): _of_connection,
     (OF_CONNECTION, "rollback"): _of_connection,
     (OF_NAMED_CURSOR, "__next__"): _of_named_cursor,
