@@ -195,32 +195,30 @@ def _connect_in_set(
     since: float,
 ) -> None:
     """Connect *conn*, and wait in *epoll_set*, where its queries will wait."""
-    woken = 0
+
+    def wait() -> None:
+        try:
+            epoll_set.wait_for_moving(conn, state, since)
+        except (HubGone, InHub):
+            framework.wait_socket(
+                conn.fileno(), write=state == POLL_WRITE, timeout=None
+            )
+
     try:
         while state != POLL_OK:
-            if state not in (POLL_READ, POLL_WRITE):
+            if state == POLL_READ:
+                wait()
+            elif state == POLL_WRITE:
+                # Ask the socket again after the wait. Any greenlet may have switched
+                # back, and libpq takes the socket for connected when it is polled. (An
+                # early read is harmless.)
+                while not native.is_writable(conn.fileno()):
+                    wait()
+            else:
                 raise unknown_state(state)
-            write = state == POLL_WRITE
-            if not (write and native.is_writable(conn.fileno())):
-                try:
-                    entry = epoll_set.entry_of_moving(conn)
-                    entry.since = since
-                    epoll_set.wait(entry, state)
-                    woken += 1
-                except (HubGone, InHub):
-                    epoll_set.settle()
-                    framework.wait_socket(conn.fileno(), write=write, timeout=None)
-                # Any greenlet may have switched back, so ask the socket again: libpq
-                # takes it for connected when it is polled. An early read is harmless.
-                if write:
-                    continue
             state = _poll_connecting(conn, attempt)
-    except BaseException:
-        epoll_set.settle()
-        raise
     finally:
-        # The set has counted each wake-up, but to connect is one wait.
-        epoll_set.ended += 1 - woken
+        epoll_set.ended += 1
 
 
 def _wait_unless_writable(

@@ -104,18 +104,25 @@ class EpollSet(BaseSet):
                 self._notify(found)
         return made
 
-    def entry_of_moving(self, conn: connection) -> Entry:
-        """Return the entry of *conn*, which connects, for the socket that it has now.
+    def wait_for_moving(self, conn: connection, state: int, since: float) -> None:
+        """Wait for the socket that *conn*, which connects since *since*, has now.
 
-        libpq may have left another socket that had the same number.
+        To connect is one wait, which the caller counts. Raise what `wait` raises.
         """
         entry = self.entry(conn)
         if entry.state != NOWHERE:
+            # libpq may have left another socket that had the same number.
             try:
                 self._epoll.modify(entry.fd, _EVENTS[entry.state])
             except OSError:
                 entry.state = NOWHERE
-        return entry
+        entry.since = since
+        try:
+            self.wait(entry, state)
+        except BaseException:
+            self.settle()
+            raise
+        self.ended -= 1
 
     def _notify(self, entry: Entry) -> None:
         """Wake the waiter of *entry* soon, since its socket has changed."""
