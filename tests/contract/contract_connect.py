@@ -14,7 +14,7 @@ from psycopg2.extensions import parse_dsn
 
 import psycogreen
 from psycogreen._interface import lookups
-from psycogreen._wait import native, offload
+from psycogreen._wait import bell, native, offload
 from psycogreen._wait.native import original
 
 
@@ -666,6 +666,15 @@ def test_lookups_share_a_thread(green, monkeypatch):
             green.sleep(0.001)
     assert len(threads) == 5
     assert len(set(threads)) == 1
+
+
+def test_bell_is_closed_natively(green, monkeypatch):
+    """Gevent's own close() would leave the descriptor to the loop, at a high price."""
+    closed = []
+    monkeypatch.setattr(os, "close", closed.append)
+    with bell.bell() as ends:
+        pass
+    assert not set(ends) & set(closed)
 
 
 def test_limit_in_a_native_thread(green, user, port):

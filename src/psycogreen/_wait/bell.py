@@ -12,8 +12,11 @@ from psycogreen._wait import native
 _ONE = (1).to_bytes(8, sys.byteorder)
 """An increment for an eventfd. A pipe accepts any bytes."""
 
-# Look it up at import: eventlet takes a while for the first lookup.
+# Look them up at import: eventlet takes a while for the first lookup. gevent's close()
+# makes a watcher and leaves the work to the loop's next turn, for the case that a
+# greenlet still waits for the descriptor. None does here.
 _write = native.original("os", "write")
+_close = native.original("os", "close")
 
 
 @contextmanager
@@ -30,7 +33,7 @@ def bell() -> Iterator[tuple[int, int]]:
         yield reader, writer
     finally:
         for end in {reader, writer}:
-            os.close(end)
+            _close(end)
 
 
 def ring(writer: int) -> None:
