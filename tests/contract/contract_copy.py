@@ -1,13 +1,17 @@
 """COPY works as in blocking psycopg2, but cooperatively."""
 
+import contextlib
+import gc
 import io
+import weakref
 
+import frameworks
 import psycopg2
 import pytest
 from psycopg2 import extensions, extras
 
 import psycogreen
-from psycogreen._interface import copying, members, replacing
+from psycogreen._interface import copying, failures, members, replacing
 
 
 class BadFile:
@@ -22,6 +26,14 @@ class BadFile:
         len(data) // 0
 
 
+class Untold(Exception):
+    """An error without a text."""
+
+    def __str__(self):
+        """Fail."""
+        raise self
+
+
 class Reader:
     """A file to read, which returns the given pieces."""
 
@@ -32,6 +44,18 @@ class Reader:
     def read(self, size):
         """Return the next one."""
         return next(self._pieces, b"")
+
+
+class Raiser:
+    """A file to read, which raises an exception."""
+
+    def __init__(self, error):
+        """Raise *error*."""
+        self._error = error
+
+    def read(self, size):
+        """Raise it."""
+        raise self._error
 
 
 class Writer:
@@ -120,6 +144,8 @@ OPERATIONS = {
         io.StringIO("x\tx\n" + text(50_000)), "copied"
     ),
     "from, read fails": lambda c: c.copy_from(BadFile(), "copied"),
+    "from, read stops": lambda c: c.copy_from(Raiser(StopIteration(5)), "copied"),
+    "from, untold error": lambda c: c.copy_from(Raiser(Untold()), "copied"),
     "from, read fails late": lambda c: c.copy_from(Reader(b"3\tx\n", 5), "copied"),
     "from, not encodable": lambda c: (
         c.connection.set_client_encoding("latin1"),
@@ -339,6 +365,51 @@ def test_write_fails_on_an_endless_copy(green, table):
     assert table.fetchone() == (1,)
 
 
+def test_timeout_of_the_send_buffer(green, table, monkeypatch):
+    """A wait for the send buffer that times out is not an error of the file.
+
+    The callback has this timeout if it was installed as a `functools.partial`.
+    """
+    send = copying._Unsent.send
+
+    def time_out(unsent):
+        monkeypatch.setattr(copying._Unsent, "send", send)
+        raise psycogreen.WaitTimeout
+
+    monkeypatch.setattr(copying._Unsent, "send", time_out)
+    with pytest.raises(psycogreen.WaitTimeout):
+        table.copy_from(io.StringIO(text(50_000)), "copied")
+    assert table.connection.closed
+
+
+@pytest.mark.parametrize("sql", ["copy copied to stdout", "copy copied from stdin"])
+def test_failed_copy_keeps_nothing(green, connect, sql):
+    """The connection and the file of a failed COPY live no longer than when it blocks.
+
+    An abandoned connection would keep its locks until the garbage collector runs.
+    """
+    file = BadFile()
+
+    def fail(method, *arguments):
+        conn = psycopg2.connect(frameworks.DSN)
+        cursor = conn.cursor()
+        cursor.execute("create temporary table copied as select 5 as n")
+        with contextlib.suppress(psycopg2.Error, ZeroDivisionError):
+            getattr(cursor, method)(sql, *arguments)
+        return weakref.ref(conn)
+
+    gc.disable()
+    try:
+        alive = weakref.ref(file)
+        of_file = fail("copy_expert", file)
+        del file
+        assert of_file() is None
+        assert alive() is None
+        assert fail("execute")() is None
+    finally:
+        gc.enable()
+
+
 def test_subclasses_and_existing_objects(green, connect):
     """Cursors of all classes can COPY, also those that existed before the patch."""
     psycogreen.unpatch_psycopg()
@@ -434,6 +505,41 @@ def test_next_after_refused(green, connect, sql, autocommit):
         blocking = refuse()
     assert blocking[0] is psycopg2.ProgrammingError
     assert refuse() == blocking
+
+
+@pytest.mark.parametrize("how", ["timeout", "kill"])
+def test_interrupted_after_refused(green, connect, monkeypatch, how):
+    """An interruption while a refused COPY is ended closes the connection."""
+    monkeypatch.setattr(copying, "DRAIN", 60)
+    conn = connect()
+    refused, ended = [], []
+    end_refused_copy = failures.end_refused_copy
+
+    def end(*arguments):
+        refused.append(True)
+        end_refused_copy(*arguments)
+
+    monkeypatch.setattr(failures, "end_refused_copy", end)
+
+    def copy():
+        try:
+            with green.Timeout(0.2) if how == "timeout" else contextlib.nullcontext():
+                conn.cursor().execute(
+                    "copy (select generate_series(1, 1000000000000)) to stdout"
+                )
+        except BaseException as ex:
+            ended.append(ex)
+            raise
+
+    task = green.spawn(copy)
+    while not refused:
+        green.sleep(0.001)
+    if how == "kill":
+        green.kill(task)
+    while not ended:
+        green.sleep(0.01)
+    assert not isinstance(ended[0], psycopg2.Error)
+    assert conn.closed
 
 
 @pytest.mark.parametrize("end", ["rollback", "commit", "reset"])

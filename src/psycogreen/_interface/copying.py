@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import operator
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import Any
@@ -32,11 +33,12 @@ from psycopg2.extensions import (
     quote_ident,
 )
 
+from psycogreen._interface import polling
 from psycogreen._interface.libpq import COPY_IN, COPY_OUT, library
 from psycogreen._interface.members import Member
 from psycogreen._interface.replacing import method
 from psycogreen._wait import twin
-from psycogreen._wait.native import original, wait_socket
+from psycogreen._wait.native import original
 
 if twin.compiled:
     try:
@@ -94,6 +96,8 @@ class _Copy:
         self._unsent = _Unsent(conn)
         self._step: Callable[[], int] | None = None
         """Transfers some data; returns a value of connection.poll()."""
+        self._reason: str | None = None
+        """Why the file's data ends early, for the server."""
         self.begun = False
         """Whether the statement was a COPY from or to this client."""
         self.error: Exception | None = None
@@ -114,7 +118,14 @@ class _Copy:
                 return POLL_OK
 
     def close(self) -> None:
+        """Free everything, also what refers to this object.
+
+        Otherwise the file and the connection would live until the garbage collector
+        runs.
+        """
         self._unsent.close()
+        self._step = None
+        self.error = None
 
     def _next_step(self) -> Callable[[], int] | None:
         """Return the next step after a result; ``None`` if it does not begin a COPY."""
@@ -123,7 +134,6 @@ class _Copy:
         if status == COPY_OUT:
             return self._get
         if status == COPY_IN:
-            self._pieces = self._read_pieces()
             return self._put
         return None
 
@@ -151,35 +161,40 @@ class _Copy:
         """Send the data of the file."""
         end = monotonic() + SLICE
         unsent = 0
-        reason = None
-        try:
-            for piece in self._pieces:
-                if self._libpq.PQputCopyData(self._pgconn, piece, len(piece)) < 0:
-                    reason = "error in PQputCopyData() call"
-                    break
-                unsent += len(piece)
-                if unsent >= UNSENT:
-                    unsent = 0
-                    self._unsent.send()
-                if monotonic() > end:
-                    self._unsent.let_others_run()
-                    end = monotonic() + SLICE
-                if self._unsent.lost:
-                    break  # libpq would still accept data, and could never send it
-        except Exception as ex:  # noqa: BLE001
-            reason = _reason(ex)
-        error = reason.encode(errors="replace") if reason else None
-        self._libpq.PQputCopyEnd(self._pgconn, error)
+        for piece in self._read_pieces():
+            if self._libpq.PQputCopyData(self._pgconn, piece, len(piece)) != 1:
+                self._reason = "error in PQputCopyData() call"
+                break
+            unsent += len(piece)
+            if unsent >= UNSENT:
+                unsent = 0
+                self._unsent.send()
+            if monotonic() > end:
+                self._unsent.let_others_run()
+                end = monotonic() + SLICE
+            if self._unsent.lost:
+                break  # libpq would still accept data, and could never send it
+        reason = self._reason.encode(errors="replace") if self._reason else None
+        self._libpq.PQputCopyEnd(self._pgconn, reason)
         self._unsent.send()
         return POLL_OK
 
     def _read_pieces(self) -> Iterator[bytes]:
+        """Yield the data of the file; if that fails, note the reason and end."""
         try:
             read = self._file.read
-        except AttributeError as ex:
+        except Exception as ex:  # noqa: BLE001
             self.error = ex
-            raise
-        while data := self._bytes(read(self._size)):
+            self._reason = _reason(ex)
+            return
+        while True:
+            try:
+                data = self._bytes(read(self._size))
+            except Exception as ex:  # noqa: BLE001
+                self._reason = _reason(ex)
+                return
+            if not data:
+                return
             for start in range(0, len(data), PIECE):
                 yield data[start : start + PIECE]
 
@@ -249,13 +264,16 @@ class _Unsent:
 
 def _reason(ex: Exception) -> str:
     """Return the error that psycopg2 sends to the server if the file cannot be read."""
+    reason = "error in .read() call"
     if isinstance(ex, _NotBytes):
-        return "error in .read() call"
+        return reason
     cls = type(ex)
     name = cls.__name__
     if not cls.__flags__ & _HEAP_TYPE and cls.__module__ != "builtins":
         name = f"{cls.__module__}.{name}"
-    return f"error in .read() call: {name} {ex}"[:1023]
+    with suppress(Exception):  # the error may fail to tell what it is
+        reason = f"{reason}: {name} {ex}"
+    return reason[:1023]
 
 
 def _run(self: cursor, name: str, file: object, size: int, statement: Any) -> None:  # noqa: ANN401
@@ -270,16 +288,22 @@ def _run(self: cursor, name: str, file: object, size: int, statement: Any) -> No
     copy = _Copy(conn, file, size)
     twin.polls[id(conn)] = copy.poll
     try:
-        _execute(self, statement)
-    except psycopg2.Error:
-        if copy.error is None:
-            raise
+        _execute_copy(self, copy, statement)
     finally:
         del twin.polls[id(conn)]
         copy.close()
         if copy.begun:
             # libpq's status at the begin of COPY; psycopg2 ignores that at its end.
             _statusmessage.set(self, "")
+
+
+def _execute_copy(self: cursor, copy: _Copy, statement: Any) -> None:  # noqa: ANN401
+    """Execute *statement*; raise the file's error rather than what follows from it."""
+    try:
+        _execute(self, statement)
+    except psycopg2.Error:
+        if copy.error is None:
+            raise
     if copy.error:
         _rowcount.set(self, -1)
         raise copy.error
@@ -433,17 +457,10 @@ def end_refused_copy(conn: connection) -> None:
     ):
         return
     copy = _Copy(conn, _NoFile(), 1)
-    wait: Any = get_wait_callback()
-    if wait is None:
-        # In blocking() libpq would end it, but not after the block.
-        while (state := copy.poll()) != POLL_OK:
-            wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=None)
-        return
-    twin.polls[id(conn)] = copy.poll
     try:
-        wait(conn)
+        # In blocking() libpq would end it, but not after the block.
+        polling.wait(conn, copy.poll)
     finally:
-        del twin.polls[id(conn)]
         copy.close()
 
 

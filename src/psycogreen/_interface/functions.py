@@ -8,20 +8,13 @@ and the wait callback polls the call instead of the connection.
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 import psycopg2
-from psycopg2.extensions import (
-    POLL_OK,
-    POLL_READ,
-    POLL_WRITE,
-    connection,
-    get_wait_callback,
-)
+from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection
 
+from psycogreen._interface import polling
 from psycogreen._interface.libpq import CONNECTION_BAD, TUPLES_OK, library
 from psycogreen._interface.members import Member
-from psycogreen._wait import native, twin
 
 _BINARY = 1
 
@@ -29,9 +22,6 @@ _BROKEN = 2
 """The value of ``connection.closed`` after the session was lost."""
 
 _closed = Member(connection, "closed")
-
-# psycopg2's own method: its replacement refuses to run during a query.
-_close = connection.close
 
 
 def call(conn: connection, statement: bytes, *arguments: bytes) -> bytes:
@@ -44,29 +34,10 @@ def call(conn: connection, statement: bytes, *arguments: bytes) -> bytes:
     call = _Call(conn)
     try:
         call.send(statement, arguments)
-        _await(conn, call)
+        polling.wait(conn, call.poll)
         return call.value()
     finally:
         call.close()
-
-
-def _await(conn: connection, call: _Call) -> None:
-    wait: Any = get_wait_callback() or _block
-    twin.polls[id(conn)] = call.poll
-    try:
-        wait(conn)
-    except BaseException:
-        _close(conn)
-        raise
-    finally:
-        del twin.polls[id(conn)]
-
-
-def _block(conn: connection) -> None:
-    """Wait like the wait callback, which another greenlet has removed meanwhile."""
-    poll = twin.polls[id(conn)]
-    while (state := poll()) != POLL_OK:
-        native.wait_socket(conn.fileno(), write=state == POLL_WRITE, timeout=None)
 
 
 class _Call:
