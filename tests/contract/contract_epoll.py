@@ -6,6 +6,7 @@ import os
 import time
 import weakref
 from contextlib import suppress
+from types import SimpleNamespace
 
 import psycopg2
 import pytest
@@ -436,6 +437,26 @@ def test_taken_over_while_the_set_is_made_anew(green, connect, monkeypatch):
     monkeypatch.undo()
     green.call_in_hub(epoll_set._rebuild)
     green.sleep(0.01)
+
+
+def test_taken_over_while_an_entry_is_dropped(monkeypatch):
+    """An entry stays if its descriptor was another connection's a step before."""
+    dropped, other = SimpleNamespace(fd=7), SimpleNamespace(fd=7)
+    added = []
+
+    class Entries(dict):
+        def get(self, *arguments):
+            found = super().get(*arguments)
+            # After a call another thread may run.
+            self[7] = other
+            added.append(other)
+            return found
+
+    entries = Entries({7: dropped})
+    monkeypatch.setattr(epoll, "entries", entries)
+    epoll.forget(dropped)
+    epoll.forget(dropped)
+    assert list(entries.values()) == added
 
 
 def test_loops_in_many_threads(green, dsn):

@@ -26,6 +26,7 @@ the one of its descriptor in `entries`, and the descriptor is the one of its con
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -318,8 +319,11 @@ def forget(entry: Entry) -> None:
 
     That can happen: other threads run while the kernel's set is changed.
     """
-    if entries.get(entry.fd) is entry:
-        del entries[entry.fd]
+    with contextlib.suppress(KeyError):
+        # No call between the two steps. After a call another thread may run, and wait
+        # for a new connection with this descriptor, whose entry would be dropped.
+        if entries[entry.fd] is entry:
+            del entries[entry.fd]
 
 
 def unknown_state(state: object) -> psycopg2.OperationalError:
