@@ -267,3 +267,23 @@ def test_buffer_of_a_unix_socket(green, connect):
 def send_buffer(sock):
     """Return the size of a socket's buffer, in bytes."""
     return sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF)
+
+
+def test_blocks_and_calls_overlap(green, monkeypatch):
+    """A block that overlaps with the call of a refused method has its full effect."""
+    changes = []
+    monkeypatch.setattr(
+        blocking, "on_change", [lambda: changes.append(blocking.waits())]
+    )
+
+    def call():
+        assert get_wait_callback() is None
+        assert blocking.waits()
+        with psycogreen.blocking():
+            assert not blocking.waits()
+        return 5
+
+    assert blocking.call_refused(call) == 5
+    assert get_wait_callback() is green.callback
+    assert blocking.waits()
+    assert changes == [False, True]

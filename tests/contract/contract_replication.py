@@ -7,6 +7,7 @@ import pytest
 from psycopg2 import extras
 
 import psycogreen
+from psycogreen._interface import blocking
 
 
 class Stop(Exception):
@@ -27,9 +28,9 @@ def table(connect):
 def replicate(connect):
     """Open a replication connection, with a slot that is dropped with it."""
 
-    def replicate():
+    def replicate(cursor_class=extras.ReplicationCursor):
         conn = connect(connection_factory=extras.LogicalReplicationConnection)
-        cursor = conn.cursor()
+        cursor = conn.cursor(cursor_factory=cursor_class)
         slot = f"slot_{uuid.uuid4().hex}"
         try:
             cursor.execute(
@@ -154,3 +155,34 @@ def test_steps_aside(green, replicate):
     with psycogreen.blocking():
         cursor.start_replication(slot_name=cursor.slot)
         assert cursor.read_message() is None or cursor.wal_end
+
+
+def test_read_message_of_a_subclass(green, replicate, table):
+    """consume_stream() reads by itself, whatever method a subclass has."""
+
+    class Cursor(extras.ReplicationCursor):
+        def read_message(self):
+            raise AssertionError
+
+    def consume(message):
+        raise extras.StopReplication
+
+    cursor = replicate(Cursor)
+    cursor.start_replication(cursor.slot, decode=True)
+    table.execute("insert into replicated values (1)")
+    with pytest.raises(extras.StopReplication):
+        cursor.consume_stream(consume)
+
+
+def test_connections_stay_prepared(green, replicate, table, monkeypatch):
+    """read_message() does not make all connections prepare for another way to wait."""
+    changes = []
+    monkeypatch.setattr(blocking, "on_change", [lambda: changes.append(True)])
+    cursor = replicate()
+    cursor.start_replication(cursor.slot, decode=True)
+    for _ in range(3):
+        cursor.read_message()
+    assert changes == []
+    with psycogreen.blocking():
+        cursor.read_message()
+    assert changes == [True, True]

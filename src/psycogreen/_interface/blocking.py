@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from psycopg2.extensions import connection, get_wait_callback, set_wait_callback
 
 from psycogreen._wait import forks
 from psycogreen._wait.native import original
+
+T = TypeVar("T")
 
 WaitCallback: TypeAlias = Callable[[connection], Any]
 
@@ -25,8 +27,10 @@ _blocks: dict[object, int] = {}
 """The blocks that are active, each with its native thread."""
 
 on_change: list[Callable[[], None]] = []
-"""Functions to call after this module has changed psycopg2's wait callback. They must not
-raise."""
+"""Functions to call after `waits` has changed. They must not raise."""
+
+_told = False
+"""While a block is active: whether they were called at its begin."""
 
 _callback: WaitCallback | None = None
 """While a block is active: the callback to set when the last one ends."""
@@ -53,6 +57,28 @@ def blocking() -> Iterator[None]:
         _leave(block)
 
 
+def call_refused(method: Callable[..., T], *arguments: object) -> T:
+    """Return the result of a method that psycopg2 refuses if there is a wait callback.
+
+    The method must never wait: connections stay prepared for the callback, see `waits`.
+    """
+    block = object()
+    _enter(block, tells=False)
+    try:
+        return method(*arguments)
+    finally:
+        _leave(block)
+
+
+def waits() -> bool:
+    """Return whether psycopg2 waits with a callback, in all but `call_refused`.
+
+    It does not take the lock: a destructor may call it while the lock is held.
+    """
+    callback = _callback if _blocks else get_wait_callback()
+    return not _told and callback is not None
+
+
 def get_callback() -> WaitCallback | None:
     """Return psycopg2's wait callback; inside a block, the one to set at its end."""
     with _lock:
@@ -66,28 +92,37 @@ def set_callback(callback: WaitCallback | None) -> None:
         if _blocks:
             _callback = callback
         else:
-            _set(callback)
+            set_wait_callback(callback)
+            _tell()
 
 
-def _enter(block: object) -> None:
-    global _callback
+def _enter(block: object, *, tells: bool = True) -> None:
+    global _callback, _told
     with _lock:
         if not _blocks:
             _callback = get_wait_callback()
-            _set(None)
+            set_wait_callback(None)
         _blocks[block] = _get_ident()
+        if tells and not _told:
+            _told = True
+            _tell()
 
 
 def _leave(block: object) -> None:
+    global _told
     with _lock:
         left = _blocks.pop(block, None)
+        if not left or _blocks:
+            return
         # Keep a callback that other code has set meanwhile.
-        if left and not _blocks and get_wait_callback() is None:
-            _set(_callback)
+        if get_wait_callback() is None:
+            set_wait_callback(_callback)
+        told, _told = _told, False
+        if told:
+            _tell()
 
 
-def _set(callback: WaitCallback | None) -> None:
-    set_wait_callback(callback)
+def _tell() -> None:
     for function in on_change:
         function()
 

@@ -1,7 +1,7 @@
 """Replication, cooperatively.
 
-psycopg2 reads a message without waiting, so its own method is called, in a `blocking`
-block. This module has the parts that wait: the start, and the loop of
+psycopg2 reads a message without waiting, so its own method is called, for a moment without
+the wait callback. This module has the parts that wait: the start, and the loop of
 ``consume_stream()``.
 """
 
@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from time import monotonic, time
 from typing import Any
 
@@ -20,15 +21,16 @@ from psycopg2._psycopg import ReplicationCursor
 from psycopg2.extensions import connection, cursor
 
 from psycogreen._errors import WaitTimeout
-from psycogreen._interface.blocking import blocking
+from psycogreen._interface.blocking import call_refused
 from psycogreen._interface.copying import SLICE
 from psycogreen._interface.libpq import COPY_BOTH, library
 from psycogreen._interface.members import Member
 from psycogreen._interface.replacing import method
 from psycogreen._wait.native import SocketWait
 
-# psycopg2's own method, not a replacement.
+# psycopg2's own methods, not a replacement nor a subclass's.
 _execute = cursor.execute
+_read = ReplicationCursor.read_message
 
 _wal_end = Member(ReplicationCursor, "wal_end")
 
@@ -92,8 +94,7 @@ def _start(
     if self.closed or conn is None or conn.async_:
         # psycopg2 refuses a cursor without a connection, and does not wait on an
         # asynchronous connection.
-        with blocking():
-            refuse(self, *args, **kwargs)
+        call_refused(partial(refuse, self, *args, **kwargs))
         return
     try:
         refuse(self, *args, **kwargs)
@@ -112,9 +113,7 @@ def _start(
 
 @method(ReplicationCursor, "read_message")
 def _read_message(read: Callable[..., object], self: ReplicationCursor) -> object:
-    # It never waits.
-    with blocking():
-        return read(self)
+    return call_refused(read, self)  # it never waits
 
 
 @method(ReplicationCursor, "consume_stream")
@@ -173,7 +172,7 @@ def _consume(
     """Call *consume* with each message, until it raises."""
     turn = monotonic() + SLICE
     while True:
-        message = self.read_message()
+        message = call_refused(_read, self)
         if message is not None:
             consume(message)
             if monotonic() < turn:

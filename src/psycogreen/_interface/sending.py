@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from weakref import ref
 
-from psycopg2.extensions import connection, get_wait_callback
+from psycopg2.extensions import connection
 
 from psycogreen._interface import blocking, turns
 from psycogreen._interface.libpq import library
@@ -51,7 +51,7 @@ def fit(conn: connection) -> None:
     number = id(conn)
     if number in _fit or conn.closed or conn.async_:
         return
-    waits = get_wait_callback() is not None
+    waits = blocking.waits()
     is_right = False
     if number not in _known:
         reference = _known[number] = _Reference(conn, _forget)
