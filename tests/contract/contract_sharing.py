@@ -1,6 +1,8 @@
 """Greenlets and native threads that share a connection take turns."""
 
 import gc
+import io
+import sys
 import time
 import uuid
 from contextlib import contextmanager
@@ -553,6 +555,59 @@ def test_blocking_takes_turns_too(green, busy):
     task = busy.queue(work)
     busy.end()
     green.wait(task)
+
+
+TAKING_A_TURN = {
+    "execute": lambda conn: conn.cursor().execute("select 1"),
+    "executemany": lambda conn: conn.cursor().executemany("select %s", [(1,)]),
+    "commit": lambda conn: conn.commit(),
+    "autocommit": lambda conn: setattr(conn, "autocommit", False),
+    "copy": lambda conn: conn.cursor().copy_expert(
+        "copy (select 1) to stdout", io.BytesIO()
+    ),
+    "large object": lambda conn: conn.lobject().read(),
+    "named cursor": lambda conn: conn.cursor("named").execute("select 1"),
+}
+
+
+@pytest.mark.parametrize("name", TAKING_A_TURN)
+def test_signal_handler_raises(green, connect, name):
+    """A signal handler that raises as soon as a turn is taken does not keep the turn.
+
+    Python calls signal handlers when a function returns, as it calls this profiler.
+    """
+    interrupted = True
+    for number in range(1, 100):
+        conn = connect()
+        left = number
+
+        def interrupt(frame, event, arg):
+            nonlocal left
+            if event == "c_return":
+                returned = arg.__name__
+            else:
+                returned = frame.f_code.co_name if event == "return" else ""
+            is_own = "_interface" in frame.f_code.co_filename
+            if is_own and returned in ("take", "_take_turn", "setdefault"):
+                left -= 1
+                if left == 0:
+                    sys.setprofile(None)
+                    raise KeyboardInterrupt
+
+        sys.setprofile(interrupt)
+        try:
+            TAKING_A_TURN[name](conn)
+        except KeyboardInterrupt:
+            pass
+        else:
+            interrupted = False
+        finally:
+            sys.setprofile(None)
+        with green.Timeout(30):
+            green.wait(green.spawn(conn.rollback))
+        if not interrupted:
+            return
+    pytest.fail("it took too many turns")
 
 
 def test_no_descriptor_is_left(green, busy, monkeypatch):

@@ -245,6 +245,18 @@ take(PyObject *Py_UNUSED(module), PyObject *conn)
     return taken < 0 ? NULL : PyBool_FromLong(taken);
 }
 
+PyDoc_STRVAR(has_doc,
+"has(conn)\n--\n\nReturn whether the caller has the turn on *conn*.");
+
+static PyObject *
+has(PyObject *Py_UNUSED(module), PyObject *conn)
+{
+    void *me = caller();
+    Turn *turn = find(conn);
+
+    return me ? PyBool_FromLong(turn && turn->owner == me) : NULL;
+}
+
 PyDoc_STRVAR(give_doc,
 "give(conn)\n--\n\n"
 "Give back the turn that `take` has taken. Do nothing if it is not the caller's.");
@@ -724,6 +736,7 @@ module_exec(PyObject *module)
 
 static PyMethodDef module_methods[] = {
     {"take", take, METH_O, take_doc},
+    {"has", has, METH_O, has_doc},
     {"give", give, METH_O, give_doc},
     {"enqueue", enqueue, METH_VARARGS, enqueue_doc},
     {"dequeue", dequeue, METH_O, dequeue_doc},

@@ -38,7 +38,7 @@ from psycogreen._interface.functions import call
 from psycogreen._interface.libpq import library
 from psycogreen._interface.members import Member, first_object
 from psycogreen._interface.replacing import Replacement, method
-from psycogreen._interface.turns import give, guarded, take
+from psycogreen._interface.turns import give, guarded, has, take
 from psycogreen._wait import native
 from psycogreen._wait.cancel import CANCEL_WAIT, cancel
 from psycogreen._wait.offload import in_thread
@@ -180,12 +180,13 @@ def _in_turn(self: lobject) -> Iterator[connection]:
     conn = first_object(self)
     if conn is None:  # it was not initialised, and psycopg2 raises
         _check(self)
-    taken = take(conn)
+    had_turn = has(conn)
     try:
+        take(conn)
         _check(self)
         yield conn
     finally:
-        if taken:
+        if not had_turn:
             give(conn)
 
 
@@ -217,14 +218,15 @@ def _offloaded(name: str) -> Replacement:
 
 def _call(conn: connection, function: Callable[[], Any]) -> Any:  # noqa: ANN401
     """Return the result of *function*, which calls libpq's blocking functions."""
-    taken = take(conn)
+    had_turn = has(conn)
     try:
+        take(conn)
         with _blocking(conn):
             if not _threads:
                 return function()
             return in_thread(function, partial(_wait_for_thread, conn))
     finally:
-        if taken:
+        if not had_turn:
             give(conn)
 
 

@@ -20,6 +20,7 @@ from psycogreen._interface.turns import (
     OF_NAMED_CURSOR,
     OnError,
     give,
+    has,
     take,
     taking_turn,
 )
@@ -54,18 +55,33 @@ _connection_of = vars(cursor)["connection"].__get__
 _name_of = vars(cursor)["name"].__get__
 
 
-def _of_connection(original: Method) -> Method:
-    @functools.wraps(original)
-    def method(self: connection, /, *args: object, **kwargs: object) -> object:
-        taken = take(self)
+def _call_in_turn(
+    conn: connection,
+    on_error: OnError,
+    original: Method,
+    self: object,
+    /,
+    *args: object,
+    **kwargs: object,
+) -> object:
+    had_turn = has(conn)
+    try:
+        take(conn)
         try:
             return original(self, *args, **kwargs)
         except BaseException as ex:
-            failures.after_connection(self, ex)
+            on_error(self, ex)
             raise
-        finally:
-            if taken:
-                give(self)
+    finally:
+        if not had_turn:
+            give(conn)
+
+
+def _of_connection(original: Method) -> Method:
+    @functools.wraps(original)
+    def method(self: connection, /, *args: object, **kwargs: object) -> object:
+        on_error = failures.after_connection
+        return _call_in_turn(self, on_error, original, self, *args, **kwargs)
 
     return method
 
@@ -81,15 +97,8 @@ def _of_cursor(original: Method) -> Method:
         conn = _connection_of(self)
         if conn is None:  # the cursor is not initialised: psycopg2 raises the error
             return original(self, *args, **kwargs)
-        taken = take(conn)
-        try:
-            return original(self, *args, **kwargs)
-        except BaseException as ex:
-            failures.after_cursor(self, ex)
-            raise
-        finally:
-            if taken:
-                give(conn)
+        on_error = failures.after_cursor
+        return _call_in_turn(conn, on_error, original, self, *args, **kwargs)
 
     return method
 
@@ -134,21 +143,25 @@ class _Rows:
 
 
 def _executemany(original: Method) -> Method:
+    in_turn = _of_cursor(original)
+
     @functools.wraps(original)
     def executemany(self: cursor, query: object, vars_list: object) -> Any:  # noqa: ANN401
         conn = _connection_of(self)
-        taken = conn is not None and take(conn)
-        rows = _Rows(conn, vars_list) if taken else None
+        if conn is None or has(conn):
+            return in_turn(self, query, vars_list)
+        rows = _Rows(conn, vars_list)
         try:
-            return original(self, query, rows or vars_list)
-        except BaseException as ex:
-            # An exception from the application's rows is not an error of a statement.
-            if rows is None or rows.has_turn:
-                failures.after_cursor(self, ex)
-            raise
+            take(conn)
+            try:
+                return original(self, query, rows)
+            except BaseException as ex:
+                # An exception from the application's rows is not an error of a statement.
+                if rows.has_turn:
+                    failures.after_cursor(self, ex)
+                raise
         finally:
-            if taken:
-                give(conn)
+            give(conn)
 
     return executemany
 

@@ -57,6 +57,11 @@ must give it back, ``False`` if the caller had the turn already. Raise
 `psycopg2.ProgrammingError` if it is not free and the caller is the hub, or if the caller
 itself is in a query on the connection."""
 
+has: Callable[[connection], bool] = _twin.has
+"""Return whether the caller has the turn on a connection. Ask it before `take`, and call
+`give` in a ``finally`` block if it had not. A signal handler may raise right after
+`take`, so that its result is lost: nobody else would ever get the turn."""
+
 give: Callable[[connection], None] = _twin.give
 """Give the turn back. Does nothing if it is not the caller's."""
 

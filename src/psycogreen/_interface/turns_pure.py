@@ -91,10 +91,7 @@ def take(conn: connection) -> bool:
 
 def _take_turn(conn: connection, *, fits: bool) -> bool:
     """Take the turn as `take` does; call *fit* only if *fits*."""
-    try:
-        mine = [_caller()]
-    except RuntimeError:
-        mine = [_caller_at_exit()]
+    mine = [_me()]
     number = id(conn)
     turn = _turns.setdefault(number, mine)
     if turn is mine:
@@ -104,6 +101,19 @@ def _take_turn(conn: connection, *, fits: bool) -> bool:
     is_mine = turn[0] == mine[0]
     _on_taken(conn, is_mine)
     return not is_mine
+
+
+def has(conn: connection) -> bool:
+    """Return whether the caller has the turn on *conn*."""
+    turn = _turns.get(id(conn))
+    return turn is not None and turn[0] == _me()
+
+
+def _me() -> object:
+    try:
+        return _caller()
+    except RuntimeError:
+        return _caller_at_exit()
 
 
 def _caller_at_exit() -> object:
@@ -199,7 +209,30 @@ def forget() -> None:
     _turns.clear()
 
 
-def _execute(original: Method, on_error: OnError) -> Method:
+def _call_in_turn(
+    conn: connection,
+    on_error: OnError,
+    original: Method,
+    self: object,
+    *args: object,
+    fits: bool = True,
+) -> Any:  # noqa: ANN401
+    had_turn = has(conn)
+    try:
+        _take_turn(conn, fits=fits)
+        try:
+            return original(self, *args)
+        except BaseException as ex:
+            on_error(self, ex)
+            raise
+    finally:
+        if not had_turn:
+            give(conn)
+
+
+def _execute(  # noqa: C901
+    original: Method, on_error: OnError
+) -> Method:
     turns, take_if_free, fit = _turns, _turns.setdefault, _fit
 
     @functools.wraps(original)
@@ -210,35 +243,31 @@ def _execute(original: Method, on_error: OnError) -> Method:
             mine = [_caller()]
         except RuntimeError:  # while Python ends, see take()
             return slowly(conn, self, query, vars)
-        if (
-            number not in fit  # nor is None, if the cursor is not initialised
-            or take_if_free(number, mine) is not mine
-        ):
+        if number not in fit:  # nor is None, if the cursor is not initialised
             return slowly(conn, self, query, vars)
         try:
-            return original(self, query, vars)
-        except BaseException as ex:
-            on_error(self, ex)
-            raise
+            if take_if_free(number, mine) is not mine:
+                return slowly(conn, self, query, vars)
+            try:
+                return original(self, query, vars)
+            except BaseException as ex:
+                on_error(self, ex)
+                raise
         finally:
-            # A fork may have removed it, and another greenlet taken the turn.
-            if len(mine) == 1 and turns.get(number) is mine:
-                del turns[number]
-                if len(mine) > 1:
-                    _wake_late(mine)
-            else:
-                give(conn)
+            # A signal handler may raise after each call, so there is none before the turn
+            # is free. A fork may have removed it, and another greenlet taken the turn.
+            if number in turns and turns[number] is mine:
+                if mine[1:]:
+                    give(conn)
+                else:
+                    del turns[number]
+                    if mine[1:]:
+                        _wake_late(mine)
 
     def slowly(conn: connection | None, self: cursor, *args: Any) -> Any:  # noqa: ANN401
-        taken = conn is not None and take(conn)
-        try:
+        if conn is None:
             return original(self, *args)
-        except BaseException as ex:
-            on_error(self, ex)
-            raise
-        finally:
-            if conn is not None and taken:
-                give(conn)
+        return _call_in_turn(conn, on_error, original, self, *args)
 
     return execute
 
@@ -257,15 +286,7 @@ def _in_turn(
         conn = connection_of(self)
         if conn is None:
             return original(self)
-        taken = _take_turn(conn, fits=fits)
-        try:
-            return original(self)
-        except BaseException as ex:
-            on_error(self, ex)
-            raise
-        finally:
-            if taken:
-                give(conn)
+        return _call_in_turn(conn, on_error, original, self, fits=fits)
 
     return method
 
