@@ -233,16 +233,17 @@ place_of(Turn *turn, void *me)
 
 PyDoc_STRVAR(take_doc,
 "take(conn)\n--\n\n"
-"Take the turn on *conn*; wait until it is free. Return True if the caller must give it\n"
-"back, False if the caller had the turn already.");
+"Take the turn on *conn*; wait until it is free. The caller may have it already.");
 
 static PyObject *
 take(PyObject *Py_UNUSED(module), PyObject *conn)
 {
     void *me = caller();
-    int taken = me ? take_turn(conn, me, 1) : -1;
 
-    return taken < 0 ? NULL : PyBool_FromLong(taken);
+    if (!me || take_turn(conn, me, 1) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(has_doc,

@@ -51,16 +51,15 @@ def _load() -> ModuleType:
 
 _twin: Any = _load()
 
-take: Callable[[connection], bool] = _twin.take
-"""Take the turn on a connection; wait until it is free. Return ``True`` if the caller
-must give it back, ``False`` if the caller had the turn already. Raise
-`psycopg2.ProgrammingError` if it is not free and the caller is the hub, or if the caller
-itself is in a query on the connection."""
+take: Callable[[connection], None] = _twin.take
+"""Take the turn on a connection; wait until it is free. The caller may have it already.
+Raise `psycopg2.ProgrammingError` if it is not free and the caller is the hub, or if the
+caller itself is in a query on the connection."""
 
 has: Callable[[connection], bool] = _twin.has
-"""Return whether the caller has the turn on a connection. Ask it before `take`, and call
-`give` in a ``finally`` block if it had not. A signal handler may raise right after
-`take`, so that its result is lost: nobody else would ever get the turn."""
+"""Return whether the caller has the turn on a connection. Ask it before `take`: a caller
+that had no turn must call `give` in a ``finally`` block around `take`, because a signal
+handler may raise right after that."""
 
 give: Callable[[connection], None] = _twin.give
 """Give the turn back. Does nothing if it is not the caller's."""

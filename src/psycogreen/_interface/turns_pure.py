@@ -81,26 +81,20 @@ def configure(
     _caller = identify or _greenlet
 
 
-def take(conn: connection) -> bool:
-    """Take the turn on *conn*; wait until it is free.
-
-    Return ``True`` if the caller must give it back, ``False`` if it had the turn already.
-    """
-    return _take_turn(conn, fits=True)
+def take(conn: connection) -> None:
+    """Take the turn on *conn*; wait until it is free. The caller may have it already."""
+    _take_turn(conn, fits=True)
 
 
-def _take_turn(conn: connection, *, fits: bool) -> bool:
+def _take_turn(conn: connection, *, fits: bool) -> None:
     """Take the turn as `take` does; call *fit* only if *fits*."""
     mine = [_me()]
     number = id(conn)
     turn = _turns.setdefault(number, mine)
-    if turn is mine:
-        if fits and number not in _fit:
-            _make_fit(conn)
-        return True
-    is_mine = turn[0] == mine[0]
-    _on_taken(conn, is_mine)
-    return not is_mine
+    if turn is not mine:
+        _on_taken(conn, turn[0] == mine[0])
+    elif fits and number not in _fit:
+        _make_fit(conn)
 
 
 def has(conn: connection) -> bool:
