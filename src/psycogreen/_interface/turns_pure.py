@@ -234,9 +234,10 @@ def _execute(  # noqa: C901
         conn = _connection_of(self)
         number = id(conn)
         try:
-            mine = [_caller()]
-        except RuntimeError:  # while Python ends, see take()
+            me = _caller()
+        except RuntimeError:  # while Python ends, see _me()
             return slowly(conn, self, query, vars)
+        mine = [me]
         if number not in fit:  # nor is None, if the cursor is not initialised
             return slowly(conn, self, query, vars)
         try:
@@ -251,11 +252,11 @@ def _execute(  # noqa: C901
             # A signal handler may raise after each call, so there is none before the turn
             # is free. A fork may have removed it, and another greenlet taken the turn.
             if number in turns and turns[number] is mine:
-                if mine[1:]:
+                if mine[-1] is not me:
                     give(conn)
                 else:
                     del turns[number]
-                    if mine[1:]:
+                    if mine[-1] is not me:
                         _wake_late(mine)
 
     def slowly(conn: connection | None, self: cursor, *args: Any) -> Any:  # noqa: ANN401
