@@ -184,7 +184,7 @@ def _epoll_set() -> EpollSet | None:
     if hub is None:
         if not native.is_main_thread():
             return None
-        hub = gevent.get_hub()
+        hub = _apart(gevent.get_hub)
     if _is_over(hub):
         return None
     return epoll.set_of_thread(hub, lambda: _adapt(hub))
@@ -198,9 +198,16 @@ def _adapt(hub: gevent.hub.Hub) -> _Hub:
 
 def _existing_hub() -> gevent.hub.Hub | None:
     """Return this thread's hub, if there is one."""
-    # In a generator, which is dropped: gevent's function leaves the exception that its
-    # caller handles in the state of the current generator.
-    return next(find() for find in (get_hub_if_exists,))
+    return _apart(get_hub_if_exists)
+
+
+def _apart(find: Callable[[], Any]) -> Any:  # noqa: ANN401
+    """Return the result of *find*, called in a generator of its own, which is dropped.
+
+    gevent's functions leave the exception that their caller handles in the state of the
+    current generator.
+    """
+    return next(each() for each in (find,))
 
 
 _SHORTEST_TIMER = 0.001
@@ -252,7 +259,7 @@ def _hub_of_greenlet() -> gevent.hub.Hub | None:
     """
     hub = _existing_hub()
     if hub is None:
-        return gevent.get_hub() if native.is_main_thread() else None
+        return _apart(gevent.get_hub) if native.is_main_thread() else None
     return None if hub is gevent.getcurrent() or _is_over(hub) else hub
 
 

@@ -148,6 +148,43 @@ def test_query_in_a_generator(green, connect):
     assert isinstance(handled[1], ValueError)
 
 
+def test_first_wait_in_a_generator(script):
+    """To make and find the hub, and to wait with a limit, leaves it alone, too."""
+    script(
+        """
+        from functools import partial
+
+        def work():
+            conn = psycopg2.connect(dsn)
+            yield
+            handled.append(sys.exception())
+            with_limit = partial(green.callback, timeout=60)
+            psycopg2.extensions.set_wait_callback(with_limit)
+            conn.cursor().execute("select 1")
+            yield
+            handled.append(sys.exception())
+
+        handled = []
+        going = work()
+        try:
+            raise ValueError
+        except ValueError:
+            next(going)
+        next(going)
+        assert handled.pop() is None
+        going = work()
+        next(going)
+        try:
+            raise ValueError
+        except ValueError:
+            next(going)
+        next(going, None)
+        assert isinstance(handled[0], ValueError)
+        assert handled[1] is None, handled[1]
+        """
+    )
+
+
 def test_states_of_another_type(green):
     """poll() may return its state in any type of number."""
     states = iter([True, False])
