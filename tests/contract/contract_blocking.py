@@ -10,8 +10,9 @@ from psycopg2.extensions import get_wait_callback, set_wait_callback
 from psycopg2.extras import wait_select
 
 import psycogreen
-from psycogreen._interface import blocking, libpq, sending
+from psycogreen._interface import blocking, sending
 from psycogreen._wait import native
+from psycogreen._wait.libpq import libpq
 
 
 @pytest.fixture
@@ -218,7 +219,7 @@ def test_fork_during_a_block_of_another_thread(green):
 def may_block(conn):
     """Return whether libpq may block while it sends; use the connection first."""
     conn.cursor().execute("select 1")
-    return not libpq.library().PQisnonblocking(conn.pgconn_ptr)
+    return not libpq().PQisnonblocking(conn.pgconn_ptr)
 
 
 def test_sending(green, connect):

@@ -34,10 +34,10 @@ from psycopg2.extensions import (
 )
 
 from psycogreen._interface import polling
-from psycogreen._interface.libpq import COPY_IN, COPY_OUT, library
 from psycogreen._interface.members import Member
 from psycogreen._interface.replacing import method
 from psycogreen._wait import twin
+from psycogreen._wait.libpq import COPY_IN, COPY_OUT, libpq
 from psycogreen._wait.native import original
 
 if twin.compiled:
@@ -88,7 +88,7 @@ class _Copy:
 
     def __init__(self, conn: connection, file: Any, size: int) -> None:  # noqa: ANN401
         self._conn = conn
-        self._libpq = library()
+        self._libpq = libpq()
         self._pgconn = conn.pgconn_ptr or 0
         self._codec: str = encodings[conn.encoding]
         self._file = file
@@ -225,7 +225,7 @@ class _Unsent:
         self.info = conn.info
         self._fd = conn.fileno()
         self._pgconn = conn.pgconn_ptr
-        self._libpq = library()
+        self._libpq = libpq()
         self._wait: Any = get_wait_callback()
         self._epoll: Any = None
         self._yields = False
@@ -467,7 +467,7 @@ def end_refused_copy(conn: connection) -> None:
 def _is_copying(conn: connection) -> bool:
     """Return whether a COPY is under way, which a replication is not."""
     pgconn = conn.pgconn_ptr
-    if library().PQisBusy(pgconn):  # the next result would have to be waited for
+    if libpq().PQisBusy(pgconn):  # the next result would have to be waited for
         return False
     return _result_status(pgconn) in (COPY_OUT, COPY_IN)
 
@@ -475,10 +475,10 @@ def _is_copying(conn: connection) -> bool:
 def _result_status(pgconn: Any) -> int:  # noqa: ANN401
     """Return the status of the next result."""
     # In COPY mode libpq returns the same result at each call, else none.
-    libpq = library()
-    result = libpq.PQgetResult(pgconn)
-    status: int = libpq.PQresultStatus(result)
-    libpq.PQclear(result)
+    library = libpq()
+    result = library.PQgetResult(pgconn)
+    status: int = library.PQresultStatus(result)
+    library.PQclear(result)
     return status
 
 

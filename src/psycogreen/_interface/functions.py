@@ -13,8 +13,8 @@ import psycopg2
 from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection
 
 from psycogreen._interface import polling
-from psycogreen._interface.libpq import CONNECTION_BAD, TUPLES_OK, library
 from psycogreen._interface.members import Member
+from psycogreen._wait.libpq import CONNECTION_BAD, TUPLES_OK, libpq
 
 _BINARY = 1
 
@@ -46,7 +46,7 @@ class _Call:
     def __init__(self, conn: connection) -> None:
         self._conn = conn
         self._pgconn = conn.pgconn_ptr
-        self._libpq = library()
+        self._libpq = libpq()
         self._results: list[int] = []
 
     def send(self, statement: bytes, arguments: tuple[bytes, ...]) -> None:

@@ -35,12 +35,12 @@ from psycopg2.extensions import (
 
 from psycogreen._errors import WaitTimeout
 from psycogreen._interface.functions import call
-from psycogreen._interface.libpq import library
 from psycogreen._interface.members import Member, first_object
 from psycogreen._interface.replacing import Replacement, method
 from psycogreen._interface.turns import give, guarded, has, take
 from psycogreen._wait import native
 from psycogreen._wait.cancel import CANCEL_WAIT, cancel
+from psycogreen._wait.libpq import libpq
 from psycogreen._wait.offload import in_thread
 
 PIECE = 256 * 1024
@@ -233,14 +233,14 @@ def _call(conn: connection, function: Callable[[], Any]) -> Any:  # noqa: ANN401
 @contextmanager
 def _blocking(conn: connection) -> Iterator[None]:
     """Make *conn* blocking during the block."""
-    libpq = library()
-    was_nonblocking = libpq.PQisnonblocking(conn.pgconn_ptr)
-    libpq.PQsetnonblocking(conn.pgconn_ptr, 0)
+    library = libpq()
+    was_nonblocking = library.PQisnonblocking(conn.pgconn_ptr)
+    library.PQsetnonblocking(conn.pgconn_ptr, 0)
     try:
         yield
     finally:
         # Without effect if the connection was closed meanwhile.
-        libpq.PQsetnonblocking(conn.pgconn_ptr, was_nonblocking)
+        library.PQsetnonblocking(conn.pgconn_ptr, was_nonblocking)
 
 
 def _wait_for_thread(

@@ -23,9 +23,9 @@ from psycopg2.extensions import connection, cursor
 from psycogreen._errors import WaitTimeout
 from psycogreen._interface.blocking import call_refused
 from psycogreen._interface.copying import SLICE
-from psycogreen._interface.libpq import COPY_BOTH, library
 from psycogreen._interface.members import Member
 from psycogreen._interface.replacing import method
+from psycogreen._wait.libpq import COPY_BOTH, libpq
 from psycogreen._wait.native import SocketWait
 
 # psycopg2's own methods, not a replacement nor a subclass's.
@@ -163,7 +163,7 @@ def _check(self: ReplicationCursor, state: _State, interval: Any) -> None:  # no
 def _is_replicating(self: ReplicationCursor) -> bool:
     # The cursor's own result: to ask the connection would wait if it is in a query.
     result = self.pgresult_ptr
-    return bool(result) and library().PQresultStatus(result) == COPY_BOTH
+    return bool(result) and libpq().PQresultStatus(result) == COPY_BOTH
 
 
 def _consume(

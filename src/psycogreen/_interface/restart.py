@@ -12,7 +12,7 @@ import ctypes
 import psycopg2
 from psycopg2.extensions import connection
 
-from psycogreen._wait.libpq import CONNECTION_BAD, libpq, pgconn
+from psycogreen._wait.libpq import CONNECTION_BAD, pgconn, waiting_libpq
 
 
 def restart(conn: connection, dsn: str) -> None:
@@ -23,7 +23,7 @@ def restart(conn: connection, dsn: str) -> None:
     """
     former = pgconn(conn)
     place = _place(conn, former)
-    library = libpq()
+    library = waiting_libpq()
     begun = library.PQconnectStart(dsn.encode())
     if library.PQstatus(begun) == CONNECTION_BAD:
         error = library.PQerrorMessage(begun).decode(errors="replace")

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable
 from time import monotonic
 
-from psycogreen._interface.libpq import library
+from psycogreen._wait.libpq import libpq
 
 # The values of connection.poll() for the same states.
 END = 0
@@ -29,22 +29,22 @@ def write_rows(
     has not arrived, and `YIELD` if the time is up. Raise *write*'s exceptions, or
     `UnicodeDecodeError`.
     """
-    libpq = library()
+    library = libpq()
     end = monotonic() + seconds
     row = ctypes.c_void_p()
     read = False
-    while (length := libpq.PQgetCopyData(pgconn, row, 1)) >= 0:
+    while (length := library.PQgetCopyData(pgconn, row, 1)) >= 0:
         if length == 0:
             # Try to read more once before waiting: a wait costs more.
             if read:
                 return READ
-            if not libpq.PQconsumeInput(pgconn):
+            if not library.PQconsumeInput(pgconn):
                 return END
             read = True
             continue
         read = False
         data = ctypes.string_at(row, length)
-        libpq.PQfreemem(row)
+        library.PQfreemem(row)
         if write:
             write(data.decode(codec) if codec else data)
         if monotonic() >= end:

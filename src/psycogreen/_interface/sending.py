@@ -17,7 +17,7 @@ from weakref import ref
 from psycopg2.extensions import connection
 
 from psycogreen._interface import blocking, turns
-from psycogreen._interface.libpq import library
+from psycogreen._wait.libpq import libpq
 from psycogreen._wait.twin import entries
 
 BUFFER = 8 * 1024 * 1024
@@ -65,7 +65,7 @@ def fit(conn: connection) -> None:
     # Add it first: `_unfit_all` may be called meanwhile.
     _fit.add(number)
     if not is_right:
-        library().PQsetnonblocking(conn.pgconn_ptr, waits)
+        libpq().PQsetnonblocking(conn.pgconn_ptr, waits)
 
 
 def _enlarge_buffer(fd: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from psycogreen._errors import WaitTimeout
 from psycogreen._wait import forks, offload
-from psycogreen._wait.libpq import libpq, pgconn
+from psycogreen._wait.libpq import pgconn, waiting_libpq
 from psycogreen._wait.native import original
 from psycogreen._wait.stats import logger, totals
 
@@ -79,7 +80,7 @@ class CancelRequest:
         """Copy the data from *conn*, which may be closed at any time afterwards."""
         info = conn.info
         self._backend = (info.backend_pid, info.host, info.port)
-        self._libpq = libpq()
+        self._libpq = waiting_libpq()
         self._request = self._libpq.PQgetCancel(pgconn(conn))
         _under_way.add(self)
 
@@ -98,8 +99,6 @@ class CancelRequest:
 
         Return the error, or an empty string.
         """
-        import ctypes
-
         error = ctypes.create_string_buffer(256)  # PQcancel()'s recommended size
         try:
             if self._libpq.PQcancel(self._request, error, len(error)):
