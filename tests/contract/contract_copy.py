@@ -316,7 +316,8 @@ def test_interrupted(green, connect, way, how):
 
     def wait(*_):
         begun.append(True)
-        green.sleep(60)
+        with green.Timeout(0.1 if how == "timeout" else 120):
+            green.sleep(60)
 
     file = Writer(wait)
     file.read = wait
@@ -326,11 +327,7 @@ def test_interrupted(green, connect, way, how):
 
     def copy():
         try:
-            if how == "timeout":
-                with green.Timeout(0.2):
-                    cursor.copy_expert(sql, file)
-            else:
-                cursor.copy_expert(sql, file)
+            cursor.copy_expert(sql, file)
         except BaseException as ex:
             ended.append(ex)
             raise
