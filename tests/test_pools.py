@@ -52,17 +52,6 @@ def cursor(dsn):
     conn.close()
 
 
-def backends(dsn, pattern="%"):
-    """Return how many other connections the server has, by their last query."""
-    with cursor(dsn) as mine:
-        mine.execute(
-            "select count(*) from pg_stat_activity where backend_type = 'client backend'"
-            " and pid <> pg_backend_pid() and query like %s",
-            (pattern,),
-        )
-        return mine.fetchone()[0]
-
-
 def await_(condition, timeout=60):
     """Wait until the condition holds."""
     deadline = time.monotonic() + timeout
