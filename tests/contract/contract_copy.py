@@ -305,6 +305,27 @@ def test_notices_during_copy(green, table, monkeypatch, seconds):
     assert table.rowcount == 20_000
 
 
+def interrupted(green, how, begun, work):
+    """Return what ended *work*, which ends by itself unless it is to be killed."""
+    ended = []
+
+    def run():
+        try:
+            work()
+        except BaseException as ex:
+            ended.append(ex)
+            raise
+
+    task = green.spawn(run)
+    while not begun and not ended:
+        green.sleep(0.001)
+    if how == "kill":
+        green.kill(task)
+    while not ended:
+        green.sleep(0.01)
+    return ended[0]
+
+
 @pytest.mark.parametrize("way", ["in", "out"])
 @pytest.mark.parametrize("how", ["timeout", "kill"])
 def test_interrupted(green, connect, way, how):
@@ -312,7 +333,7 @@ def test_interrupted(green, connect, way, how):
     conn, other = connect(), connect()
     other.autocommit = True
     pid = conn.info.backend_pid
-    begun, ended = [], []
+    begun = []
 
     def wait(*_):
         begun.append(True)
@@ -324,22 +345,8 @@ def test_interrupted(green, connect, way, how):
     sql = "copy (select 1) to stdout" if way == "out" else "copy copied from stdin"
     cursor = conn.cursor()
     cursor.execute("create temporary table copied (n int, t text)")
-
-    def copy():
-        try:
-            cursor.copy_expert(sql, file)
-        except BaseException as ex:
-            ended.append(ex)
-            raise
-
-    task = green.spawn(copy)
-    while not begun:
-        green.sleep(0.001)
-    if how == "kill":
-        green.kill(task)
-    while not ended:
-        green.sleep(0.01)
-    assert not isinstance(ended[0], psycopg2.Error)
+    ended = interrupted(green, how, begun, lambda: cursor.copy_expert(sql, file))
+    assert not isinstance(ended, psycopg2.Error)
     assert conn.closed
     query = "select count(*) from pg_stat_activity where pid = %s"
     for _ in range(1000):
@@ -509,33 +516,18 @@ def test_interrupted_after_refused(green, connect, monkeypatch, how):
     """An interruption while a refused COPY is ended closes the connection."""
     monkeypatch.setattr(copying, "DRAIN", 60)
     conn = connect()
-    refused, ended = [], []
+    sql = "copy (select generate_series(1, 1000000000000)) to stdout"
+    refused = []
     end_refused_copy = failures.end_refused_copy
 
     def end(*arguments):
         refused.append(True)
-        with green.Timeout(0.1) if how == "timeout" else contextlib.nullcontext():
+        with green.Timeout(0.1 if how == "timeout" else 120):
             end_refused_copy(*arguments)
 
     monkeypatch.setattr(failures, "end_refused_copy", end)
-
-    def copy():
-        try:
-            conn.cursor().execute(
-                "copy (select generate_series(1, 1000000000000)) to stdout"
-            )
-        except BaseException as ex:
-            ended.append(ex)
-            raise
-
-    task = green.spawn(copy)
-    while not refused:
-        green.sleep(0.001)
-    if how == "kill":
-        green.kill(task)
-    while not ended:
-        green.sleep(0.01)
-    assert not isinstance(ended[0], psycopg2.Error)
+    ended = interrupted(green, how, refused, lambda: conn.cursor().execute(sql))
+    assert not isinstance(ended, psycopg2.Error)
     assert conn.closed
 
 
