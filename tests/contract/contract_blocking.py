@@ -242,7 +242,7 @@ def test_sending(green, connect):
 
 @pytest.mark.parametrize("name", ["commit", "rollback", "close"])
 def test_connection_without_a_statement(green, connect, name):
-    """It is not prepared for large statements; its first statement prepares it."""
+    """A connection is prepared for large statements at its first one, not before."""
     conn = connect()
     getattr(conn, name)()
     assert id(conn) not in sending._known
@@ -252,7 +252,7 @@ def test_connection_without_a_statement(green, connect, name):
 
 
 def test_buffer_of_a_unix_socket(green, connect):
-    """It is as large as the system lets it: libpq moves what it does not take."""
+    """A unix socket's send buffer is as large as the system allows."""
     unix = psycopg2.connect(os.environ["PSYCOGREEN_TEST_UNIX_DSN"])
     assert not may_block(unix)
     sock = _socket.socket(fileno=os.dup(unix.fileno()))

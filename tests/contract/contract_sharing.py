@@ -588,7 +588,7 @@ def test_signal_handler_raises(green, connect, name):
             else:
                 returned = frame.f_code.co_name if event == "return" else ""
             is_own = "_interface" in frame.f_code.co_filename
-            if is_own and returned in ("take", "_take_turn", "setdefault"):
+            if is_own and returned in ("take", "setdefault"):
                 left -= 1
                 if left == 0:
                     sys.setprofile(None)

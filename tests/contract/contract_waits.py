@@ -149,7 +149,7 @@ def test_query_in_a_generator(green, connect):
 
 
 def test_first_wait_in_a_generator(script):
-    """To make and find the hub, and to wait with a limit, leaves it alone, too."""
+    """A first wait, and one with a limit, leave the exception that a caller handles."""
     script(
         """
         from functools import partial

@@ -232,15 +232,22 @@ place_of(Turn *turn, void *me)
 /* ---- turns, for Python ------------------------------------------------------ */
 
 PyDoc_STRVAR(take_doc,
-"take(conn)\n--\n\n"
-"Take the turn on *conn*; wait until it is free. The caller may have it already.");
+"take(conn, *, fits=True)\n--\n\n"
+"Take the turn on *conn*; wait until it is free. The caller may have it already. Call\n"
+"*fit* of `configure` only if *fits*.");
 
 static PyObject *
-take(PyObject *Py_UNUSED(module), PyObject *conn)
+take(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
+    static char *names[] = {"", "fits", NULL};
     void *me = caller();
+    PyObject *conn;
+    int fits = 1;
 
-    if (!me || take_turn(conn, me, 1) < 0) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$p:take", names, &conn, &fits)) {
+        return NULL;
+    }
+    if (!me || take_turn(conn, me, fits) < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
@@ -403,9 +410,9 @@ PyDoc_STRVAR(configure_doc,
 "Set the functions that `take` uses.\n\n"
 "*on_taken* is called if the turn is not free: with the connection, and whether the\n"
 "caller has the turn itself. It waits for the turn, or raises. *fit* is called with a\n"
-"connection at its first turn, and at the first after `unfit`, unless it was taken by a\n"
-"method that `taking_turn` made with `OF_CONNECTION`. *identify* returns a number for the\n"
-"caller where that is not a greenlet.");
+"connection at its first turn, and at the first after `unfit`, but not for a turn that a\n"
+"method of the connection itself takes. *identify* returns a number for the caller where\n"
+"that is not a greenlet.");
 
 static PyObject *
 configure(PyObject *Py_UNUSED(module), PyObject *args)
@@ -599,30 +606,32 @@ is_known_method(PyObject *descriptor)
 }
 
 PyDoc_STRVAR(taking_turn_doc,
-"taking_turn(original, whose, on_error)\n--\n\n"
+"taking_turn(original, whose, on_error, slow)\n--\n\n"
 "Return a descriptor that takes the turn and then does what *original* does.\n\n"
 "*original* is a method of psycopg2's types, or its cursor's ``__next__``; *whose* is one\n"
 "of the constants. *on_error* is called with the object and the exception of the method,\n"
-"before the turn is given back. Return ``None`` for any other object.");
+"before the turn is given back. For any other object return *slow*, a function that does\n"
+"the same.");
 
 static PyObject *
 taking_turn(PyObject *Py_UNUSED(module), PyObject *args)
 {
     Method *method = methods;
-    PyObject *original, *on_error;
+    PyObject *original, *on_error, *slow;
     int whose, is_slot;
 
-    if (!PyArg_ParseTuple(args, "OiO:taking_turn", &original, &whose, &on_error)) {
+    if (!PyArg_ParseTuple(args, "OiOO:taking_turn", &original, &whose, &on_error,
+                          &slow)) {
         return NULL;
     }
     is_slot = Py_IS_TYPE(original, &PyWrapperDescr_Type);
     if (!is_slot && !is_known_method(original)) {
-        Py_RETURN_NONE;
+        return Py_NewRef(slow);
     }
     /* A method that is replaced again has its place already. */
     while (method->original && method->original != original) {
         if (++method == methods + METHODS) {
-            Py_RETURN_NONE;
+            return Py_NewRef(slow);
         }
     }
     Py_XSETREF(method->original, Py_NewRef(original));
@@ -736,7 +745,7 @@ module_exec(PyObject *module)
 }
 
 static PyMethodDef module_methods[] = {
-    {"take", take, METH_O, take_doc},
+    {"take", (PyCFunction)(void (*)(void))take, METH_VARARGS | METH_KEYWORDS, take_doc},
     {"has", has, METH_O, has_doc},
     {"give", give, METH_O, give_doc},
     {"enqueue", enqueue, METH_VARARGS, enqueue_doc},

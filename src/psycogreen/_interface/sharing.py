@@ -66,7 +66,9 @@ def _call_in_turn(
 ) -> object:
     had_turn = has(conn)
     try:
-        take(conn)
+        # A connection's own methods send no large statement, and many connections are
+        # only closed.
+        take(conn, fits=self is not conn)
         try:
             return original(self, *args, **kwargs)
         except BaseException as ex:
@@ -174,11 +176,11 @@ _WHOSE: dict[int, tuple[Callable[[Method], Method], OnError]] = {
 
 
 def _method(cls: type, name: str, whose: int) -> Replacement:
-    otherwise, on_error = _WHOSE[whose]
+    in_turn, on_error = _WHOSE[whose]
 
     def make(original: Method) -> Method:
-        in_turn: Method | None = taking_turn(original, whose, on_error)
-        return in_turn or otherwise(original)
+        made: Method = taking_turn(original, whose, on_error, in_turn(original))
+        return made
 
     return Replacement(cls, name, make)
 

@@ -51,9 +51,10 @@ def _load() -> ModuleType:
 
 _twin: Any = _load()
 
-take: Callable[[connection], None] = _twin.take
+take: Callable[..., None] = _twin.take
 """Take the turn on a connection; wait until it is free. The caller may have it already.
-Raise `psycopg2.ProgrammingError` if it is not free and the caller is the hub, or if the
+Call *fit* of `configure` only if *fits*, which is true by default. Raise
+`psycopg2.ProgrammingError` if the turn is not free and the caller is the hub, or if the
 caller itself is in a query on the connection."""
 
 has: Callable[[connection], bool] = _twin.has
@@ -77,11 +78,11 @@ OF_NAMED_CURSOR: int = _twin.OF_NAMED_CURSOR
 """Whose connection's turn a method takes: it is called on the connection, on one of its
 cursors, or on a cursor that takes the turn only if it is named."""
 
-taking_turn: Callable[[Any, int, OnError], Any] = _twin.taking_turn
-"""Return a replacement of a method of psycopg2 that takes the turn around it, or ``None``
-if the twin does not know the method. The second argument is one of the constants. The
-last one is called with the object and the method's exceptions, before the turn is given
-back."""
+taking_turn: Callable[[Any, int, OnError, Callable[..., Any]], Any] = _twin.taking_turn
+"""Return a replacement of a method of psycopg2 that takes the turn around it. The second
+argument is one of the constants. The third one is called with the object and the method's
+exceptions, before the turn is given back. The last one does the same as the replacement,
+and is the replacement where the twin has no faster one."""
 
 guarded: Callable[[Callable[..., lobject]], Callable[..., lobject]] = _twin.guarded
 """Return a factory of large objects that do not wait for the connection's lock when they
@@ -100,8 +101,8 @@ def configure(
     """Wait for turns with *wait_socket* from now on, except where *in_hub* is true.
 
     *fit* is called with a connection at its first turn, and at the first after `unfit`,
-    unless it was taken by a method that `taking_turn` made with `OF_CONNECTION`.
-    *identify* returns a number for the caller where that is not a greenlet.
+    but not for a turn that a method of the connection itself takes. *identify* returns a
+    number for the caller where that is not a greenlet.
     """
     global _wait_socket, _in_hub
     _wait_socket = wait_socket

@@ -71,9 +71,9 @@ def configure(
 
     *on_taken* is called if the turn is not free: with the connection, and whether the
     caller has the turn itself. It waits for the turn, or raises. *fit* is called with a
-    connection at its first turn, and at the first after `unfit`, unless it was taken by a
-    method that `taking_turn` made with `OF_CONNECTION`. *identify* returns a number for
-    the caller where that is not a greenlet.
+    connection at its first turn, and at the first after `unfit`, but not for a turn that
+    a method of the connection itself takes. *identify* returns a number for the caller
+    where that is not a greenlet.
     """
     global _on_taken, _call_fit, _caller
     _on_taken = on_taken
@@ -81,13 +81,11 @@ def configure(
     _caller = identify or _greenlet
 
 
-def take(conn: connection) -> None:
-    """Take the turn on *conn*; wait until it is free. The caller may have it already."""
-    _take_turn(conn, fits=True)
+def take(conn: connection, *, fits: bool = True) -> None:
+    """Take the turn on *conn*; wait until it is free. The caller may have it already.
 
-
-def _take_turn(conn: connection, *, fits: bool) -> None:
-    """Take the turn as `take` does; call *fit* only if *fits*."""
+    Call *fit* of `configure` only if *fits*.
+    """
     mine = [_me()]
     number = id(conn)
     turn = _turns.setdefault(number, mine)
@@ -203,30 +201,7 @@ def forget() -> None:
     _turns.clear()
 
 
-def _call_in_turn(
-    conn: connection,
-    on_error: OnError,
-    original: Method,
-    self: object,
-    *args: object,
-    fits: bool = True,
-) -> Any:  # noqa: ANN401
-    had_turn = has(conn)
-    try:
-        _take_turn(conn, fits=fits)
-        try:
-            return original(self, *args)
-        except BaseException as ex:
-            on_error(self, ex)
-            raise
-    finally:
-        if not had_turn:
-            give(conn)
-
-
-def _execute(  # noqa: C901
-    original: Method, on_error: OnError
-) -> Method:
+def _execute(original: Method, on_error: OnError, slow: Method) -> Method:
     turns, take_if_free, fit = _turns, _turns.setdefault, _fit
 
     @functools.wraps(original)
@@ -236,13 +211,13 @@ def _execute(  # noqa: C901
         try:
             me = _caller()
         except RuntimeError:  # while Python ends, see _me()
-            return slowly(conn, self, query, vars)
+            return slow(self, query, vars)
         mine = [me]
         if number not in fit:  # nor is None, if the cursor is not initialised
-            return slowly(conn, self, query, vars)
+            return slow(self, query, vars)
         try:
             if take_if_free(number, mine) is not mine:
-                return slowly(conn, self, query, vars)
+                return slow(self, query, vars)
             try:
                 return original(self, query, vars)
             except BaseException as ex:
@@ -259,67 +234,37 @@ def _execute(  # noqa: C901
                     if mine[-1] is not me:
                         _wake_late(mine)
 
-    def slowly(conn: connection | None, self: cursor, *args: Any) -> Any:  # noqa: ANN401
-        if conn is None:
-            return original(self, *args)
-        return _call_in_turn(conn, on_error, original, self, *args)
-
     return execute
 
 
-def _in_turn(
-    original: Method,
-    on_error: OnError,
-    connection_of: Callable[[Any], Any],
-    *,
-    fits: bool,
-) -> Method:
-    """Return a method without arguments; *connection_of* says whose turn it takes."""
+def _unless_named(original: Method, slow: Method) -> Method:
+    """Return a method without arguments that takes the turn of a named cursor only."""
 
     @functools.wraps(original)
-    def method(self: Any) -> Any:  # noqa: ANN401
-        conn = connection_of(self)
-        if conn is None:
-            return original(self)
-        return _call_in_turn(conn, on_error, original, self, fits=fits)
+    def method(self: cursor) -> Any:  # noqa: ANN401
+        return original(self) if _name_of(self) is None else slow(self)
 
     return method
 
 
-def _of_connection(original: Method, on_error: OnError) -> Method:
-    # A connection's own methods send no large statement, and many connections are only
-    # closed.
-    return _in_turn(original, on_error, lambda conn: conn, fits=False)
+_WITHOUT_ARGUMENTS = ("__next__", "close", "fetchall", "fetchone")
 
 
-def _of_named_cursor(original: Method, on_error: OnError) -> Method:
-    return _in_turn(original, on_error, _connection_if_named, fits=True)
-
-
-def _connection_if_named(self: cursor) -> connection | None:
-    return None if _name_of(self) is None else _connection_of(self)
-
-
-_OFTEN_CALLED = {
-    (OF_CURSOR, "execute"): _execute,
-    (OF_CONNECTION, "close"): _of_connection,
-    (OF_CONNECTION, "commit"): _of_connection,
-    (OF_CONNECTION, "rollback"): _of_connection,
-    (OF_NAMED_CURSOR, "__next__"): _of_named_cursor,
-    (OF_NAMED_CURSOR, "close"): _of_named_cursor,
-    (OF_NAMED_CURSOR, "fetchall"): _of_named_cursor,
-    (OF_NAMED_CURSOR, "fetchone"): _of_named_cursor,
-}
-
-
-def taking_turn(original: Method, whose: int, on_error: OnError) -> Method | None:
+def taking_turn(
+    original: Method, whose: int, on_error: OnError, slow: Method
+) -> Method:
     """Return a function that takes the turn and then does what *original* does.
 
     *on_error* is called with the object and the exception of *original*, before the turn
-    is given back. Return ``None`` for a method that is not called often.
+    is given back. *slow* is a function that does the same, and is returned itself for a
+    method that is not called often.
     """
-    make = _OFTEN_CALLED.get((whose, original.__name__))
-    return make(original, on_error) if make else None
+    name = original.__name__
+    if whose == OF_CURSOR and name == "execute":
+        return _execute(original, on_error, slow)
+    if whose == OF_NAMED_CURSOR and name in _WITHOUT_ARGUMENTS:
+        return _unless_named(original, slow)
+    return slow
 
 
 def guarded(factory: Any) -> Any:  # noqa: ANN401

@@ -26,7 +26,6 @@ the one of its descriptor in `entries`, and the descriptor is the one of its con
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sys
@@ -319,11 +318,10 @@ def forget(entry: Entry) -> None:
 
     That can happen: other threads run while the kernel's set is changed.
     """
-    with contextlib.suppress(KeyError):
-        # No call between the two steps. After a call another thread may run, and wait
-        # for a new connection with this descriptor, whose entry would be dropped.
-        if entries[entry.fd] is entry:
-            del entries[entry.fd]
+    # No call between these steps. After a call another thread may run, and wait for a new
+    # connection with this descriptor, whose entry would be dropped.
+    if entry.fd in entries and entries[entry.fd] is entry:
+        del entries[entry.fd]
 
 
 def unknown_state(state: object) -> psycopg2.OperationalError:

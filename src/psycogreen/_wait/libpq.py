@@ -66,7 +66,7 @@ def libpq() -> Any:  # noqa: ANN401
     Use it for functions that do not wait: to release the GIL at each call is slow in a
     process with busy threads.
     """
-    return _with_prototypes(ctypes.PyDLL(path()))
+    return _with_prototypes(ctypes.PyDLL(_path()))
 
 
 @functools.cache
@@ -76,10 +76,10 @@ def waiting_libpq() -> Any:  # noqa: ANN401
     Use it for functions that may wait for the network or for a resolver. psycopg2's own
     methods, such as `connection.cancel()`, do not always release the GIL.
     """
-    return _with_prototypes(ctypes.CDLL(path()))
+    return _with_prototypes(ctypes.CDLL(_path()))
 
 
-def path() -> str:
+def _path() -> str:
     """Return the path of psycopg2's extension module.
 
     The dynamic linker also finds the symbols of the libraries that it depends on,
