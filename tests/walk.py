@@ -221,6 +221,8 @@ class Shell:
 
     def _serve(self, command):
         text = self._with_names(command.text)
+        # The shell may answer before the server's log is empty.
+        (self._folder / "server.log").unlink(missing_ok=True)
         _, printed = self.do(f"{text} >{self._folder}/server.log 2>&1 & echo $!")
         self._server = command, int(printed[0])
         if command.text.startswith("celery"):
