@@ -12,14 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from psycogreen._wait import forks, offload
-from psycogreen._wait.offload import Call
+from psycogreen._wait.offload import Call, Start
 
 if TYPE_CHECKING:
     from psycogreen._wait.native import SocketWait
 
 Found = list[tuple[Any, ...]]
 GetAddrInfo = Callable[..., Found]
-Start = Callable[[Callable[[], None]], object]
 
 _STREAMS = None, socket.AF_UNSPEC, socket.SOCK_STREAM
 """The arguments of `getaddrinfo`: stream sockets of any family."""
@@ -43,16 +42,19 @@ def look_up(
     """
     key = among, host
     call = _under_way.get(key)
-    if call is not None and not call.is_done:
-        return _addresses(call.wait(wait_socket))
-    # The thread does nothing else: Python code is slow in it, since its caches are cold.
-    call = _under_way[key] = Call(partial(getaddrinfo, host, *_STREAMS))
+    begin = None
+    if call is None or call.is_done:
+        # The thread does nothing else: Python code is slow in it, since its caches are
+        # cold.
+        call = _under_way[key] = Call(partial(getaddrinfo, host, *_STREAMS))
+        begin = start
     try:
-        return _addresses(call.wait(wait_socket, begin=partial(start, call.run)))
+        return _addresses(call.wait(wait_socket, begin=begin))
     finally:
         # If this greenlet was interrupted, others may share the lookup until it is done.
         if (call.is_done or not call.has_begun) and _under_way.get(key) is call:
             del _under_way[key]
+        del call  # see `Call`
 
 
 def addresses(host: str, getaddrinfo: GetAddrInfo) -> list[str]:

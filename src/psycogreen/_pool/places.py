@@ -35,10 +35,13 @@ class Waiter:
 
     def result(self) -> Session:
         """Return the session that the caller got, or raise the error."""
-        if self.error is not None:
-            raise self.error
-        assert self.session
-        return self.session
+        try:
+            if self.error is not None:
+                raise self.error
+            assert self.session
+            return self.session
+        finally:
+            del self  # see `Places._wait`
 
 
 class Places:
@@ -126,6 +129,10 @@ class Places:
             if not self._leave(waiter) and waiter.session:
                 self.release(waiter.session)
             raise
+        finally:
+            # Its error refers to this frame: the caller's variables would live until the
+            # garbage collector runs.
+            del waiter
 
     def _leave(self, waiter: Waiter) -> bool:
         """Leave the queue; return ``False`` if *waiter* was served meanwhile."""

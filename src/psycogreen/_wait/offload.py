@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from psycogreen._wait import forks, native
@@ -28,12 +27,20 @@ def in_thread(
     In that case, or if the waiting greenlet is interrupted, the call goes on in its
     thread and its result is dropped. Raise `RuntimeError` if no thread can be started.
     """
-    call = Call(function)
-    return call.wait(wait_socket, timeout, begin=partial(start, call.run))
+    return Call(function).wait(wait_socket, timeout, begin=start)
+
+
+Start = Callable[[Callable[[], None]], object]
+"""A function that lets another thread or greenlet call a function."""
 
 
 class Call(Generic[T]):
-    """A call of a function; any number of greenlets may wait for its end."""
+    """A call of a function; any number of greenlets may wait for its end.
+
+    Its exception refers to the frames that it goes through. So none of them may keep a
+    reference to the call: otherwise all that they refer to, such as connections, would
+    live until the garbage collector runs.
+    """
 
     def __init__(self, function: Callable[[], T]) -> None:
         """Call *function* when `run` is called."""
@@ -51,6 +58,10 @@ class Call(Generic[T]):
             self._value = self._function()
         except BaseException as ex:  # noqa: BLE001
             self._error = ex
+        self._wake_all()
+        del self  # see the class
+
+    def _wake_all(self) -> None:
         self.is_done = True
         while True:
             try:
@@ -64,32 +75,35 @@ class Call(Generic[T]):
         wait_socket: SocketWait,
         timeout: float | None = None,
         *,
-        begin: Callable[[], object] | None = None,
+        begin: Start | None = None,
     ) -> T:
         """Return the function's result, or raise its exception.
 
         Raise `WaitTimeout` if it takes longer than *timeout* seconds. *begin* is called
-        when all is prepared, and must make `run` be called. It comes last because from
-        then on the other thread and this one compete for the GIL.
+        with `run` when all is prepared. It comes last because from then on the other
+        thread and this one compete for the GIL.
         """
-        if not self.is_done:
-            self._await(wait_socket, timeout, begin)
-        if self._error:
-            raise self._error
-        return self._value
+        try:
+            if not self.is_done:
+                self._await(wait_socket, timeout, begin)
+            if self._error is not None:
+                raise self._error
+            return self._value
+        finally:
+            del self  # see the class
 
     def _await(
         self,
         wait_socket: SocketWait,
         timeout: float | None,
-        begin: Callable[[], object] | None,
+        begin: Start | None,
     ) -> None:
         with bell() as (reader, writer):
             has_rung = False
             self._writers.append(writer)
             try:
                 if begin:
-                    begin()
+                    begin(self.run)
                     self.has_begun = True
                 if not self.is_done:  # otherwise run() may have missed this writer
                     wait_socket(reader, write=False, timeout=timeout)
