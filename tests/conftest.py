@@ -36,11 +36,26 @@ EXPECT_ALL = "PSYCOGREEN_TEST_EXPECT_ALL"
 MISSING = re.compile(r"install|there is no |built without|could not import")
 
 
+# The variable of eventlet's that leaves out its own resolver if it is "yes".
+NO_RESOLVER = "EVENTLET_NO_GREENDNS"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option to run all tests."""
     parser.addoption(
         "--full", action="store_true", help="also run the tests marked `full`"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the processes that import eventlet start in half the time, but in a full run.
+
+    They leave out eventlet's own resolver, for which eventlet imports dnspython, and this
+    cryptography. psycogreen looks host names up with the system's resolver instead. The
+    processes that run the contract suite have eventlet's resolver all the same.
+    """
+    if not config.option.full:
+        os.environ[NO_RESOLVER] = "yes"
 
 
 def pytest_collection_modifyitems(

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 
 import pytest
-from conftest import HBA, SKIPPED_CASES, TESTS, environment, make_role
+from conftest import HBA, NO_RESOLVER, SKIPPED_CASES, TESTS, environment, make_role
 from contract.run import BACKENDS, modules
 from contract.stream import VARIABLE
 
@@ -146,6 +146,7 @@ def run(backend: str, tests: list[str]) -> Iterator[Suite]:
                 **environment(server),
                 "PSYCOGREEN_TEST_BACKEND": backend,
                 VARIABLE: str(sending),
+                NO_RESOLVER: "",
             },
             pass_fds=[sending],
             stdout=output,

@@ -23,6 +23,7 @@ COMMON = """
 import os, threading, time
 from functools import partial
 import psycopg2
+from children import exit_status
 from psycogreen.pool import *
 
 # The server may still have connections of an earlier test's process.
@@ -392,7 +393,7 @@ def test_fork(run, process):
                 failed = 0
             finally:
                 os._exit(failed)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert exit_status(pid) == 0
         assert query(used.conn, "select 42") == (42,)
         assert not idle.conn.closed and query(idle.conn, "select 42") == (42,)
         """,
@@ -418,7 +419,7 @@ def test_used_after_a_fork(run):
                 failed = 0
             finally:
                 os._exit(failed)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert exit_status(pid) == 0
         """,
     )
 
@@ -613,7 +614,7 @@ def test_closed_before_a_fork(run, process):
         loans[0].conn.close()
         if not (pid := os.fork()):
             os._exit(sum(pool.status().size for pool in pools))
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert exit_status(pid) == 0
         assert query(loans[1].conn, "select 42") == (42,)
         """,
     )

@@ -107,6 +107,9 @@ def check():
                 *(sys.executable, "-P", "-W", "error", *options),
                 *("-c", start + textwrap.dedent(code)),
             ],
+            # It starts in half the time without eventlet's own resolver, which this process
+            # has.
+            env={**os.environ, "EVENTLET_NO_GREENDNS": "yes"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

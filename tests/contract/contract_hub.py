@@ -12,41 +12,29 @@ from functools import partial
 import psycopg2
 import pytest
 from greenlet import getcurrent, greenlet
+from hub_tools import (
+    await_,
+    back,
+    descriptors,
+    in_hub,
+    in_threads,
+    native_sleep,
+    own_leak,
+    query,
+)
 from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE, set_wait_callback
 
 import psycogreen
 from psycogreen._wait import epoll, hub, native, pure
-
-native_sleep = native.original("time", "sleep")
 
 
 class Planned(Exception):
     """What a test throws."""
 
 
-def query(conn, what="1 from pg_sleep(0.005)"):
-    """Return what a query returns; by default it surely waits."""
-    cursor = conn.cursor()
-    cursor.execute(f"select {what}")
-    return cursor.fetchone()[0]
-
-
 def is_active(conn):
     """Return whether the connection has sent a statement that is not answered."""
     return conn.info.transaction_status == TRANSACTION_STATUS_ACTIVE
-
-
-def await_(green, condition, pause=None):
-    """Wait until the condition holds."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        (pause or green.sleep)(0.01)
-
-
-def descriptors():
-    """Return how many descriptors are open."""
-    return len(os.listdir("/proc/self/fd"))
 
 
 # ---- failures ------------------------------------------------------------------
@@ -273,7 +261,7 @@ def test_query_while_the_loop_is_held(green, script):
     """A destructor that queries while the loop is held does not let the loop end."""
     script(
         """
-        from contract_hub import query as ask
+        from hub_tools import query as ask
         from psycogreen._wait import epoll
         conn, inner = psycopg2.connect(dsn), psycopg2.connect(dsn)
         ask(conn)
@@ -328,21 +316,6 @@ def test_collector_that_queries(green, connect):
 
 
 # ---- waits in the hub ----------------------------------------------------------
-
-
-def in_hub(green, function):
-    """Return what *function* returns or raises in the hub."""
-    outcome = []
-
-    def work():
-        try:
-            outcome.append(function())
-        except BaseException as ex:
-            outcome.append(ex)
-
-    green.call_in_hub(work)
-    await_(green, lambda: outcome)
-    return outcome[0]
 
 
 def warnings(caplog):
@@ -422,7 +395,7 @@ def test_without_assertions(green, script):
     """A wait in the hub works with python -O."""
     script(
         """
-        from contract_hub import in_hub, query as ask
+        from hub_tools import in_hub, query as ask
         from functools import partial
         conn = psycopg2.connect(dsn)
         ask(conn)
@@ -437,40 +410,12 @@ def test_without_assertions(green, script):
 # ---- ends ----------------------------------------------------------------------
 
 
-def in_threads(function, number):
-    """Call *function* in native threads, one after the other; wait for their ends."""
-    for _ in range(number):
-        ended = native.original("_thread", "allocate_lock")()
-        ended.acquire()
-        outcome = []
-
-        def work(ended=ended, outcome=outcome):
-            try:
-                outcome.append(function())
-            finally:
-                ended.release()
-
-        native.start_thread(work)
-        while not ended.acquire(timeout=0.01):
-            pass
-        assert outcome
-
-
 def query_with_a_loop(green, dsn):
     """Query in a thread that has a loop of its own."""
     green.sleep(0)
     conn = psycopg2.connect(dsn)
     query(conn, "pg_sleep(0.001)")
     conn.close()
-
-
-def back(count, before):
-    """Wait until *count* is at most what it was: threads end when they like to."""
-    deadline = time.monotonic() + 30
-    while count() > before and time.monotonic() < deadline:
-        gc.collect()
-        native_sleep(0.01)
-    return count() <= before
 
 
 def test_threads_that_end(green, dsn):
@@ -485,15 +430,6 @@ def test_threads_that_end(green, dsn):
     assert back(descriptors, before + leak)
     assert back(lambda: len(epoll.entries), entries)
     assert back(lambda: len(epoll._sets), 1)
-
-
-def own_leak(function):
-    """Return how many descriptors the framework itself leaves open in *function*."""
-    gc.collect()
-    before = descriptors()
-    function()
-    gc.collect()
-    return max(descriptors() - before, 0)
 
 
 def test_thread_pool_that_ends(green, dsn):
@@ -524,7 +460,7 @@ def test_hubs_that_end(green, script):
     script(
         """
         from functools import partial
-        from contract_hub import back, descriptors, own_leak, query as ask
+        from hub_tools import back, descriptors, own_leak, query as ask
         from psycogreen._wait import epoll
         conn = psycopg2.connect(dsn)
 
@@ -617,7 +553,7 @@ def test_fork_after_a_hub_was_destroyed(green, script):
     script(
         """
         from psycogreen._wait import native
-        from contract_hub import query as ask
+        from hub_tools import query as ask
         hold = native.original("_thread", "allocate_lock")()
         hold.acquire()
         ready = []
@@ -653,7 +589,7 @@ def test_thread_with_a_former_ones_number(green, script):
     script(
         """
         from psycogreen._wait import native
-        from contract_hub import in_threads, query as ask
+        from hub_tools import in_threads, query as ask
         get_ident = native.original("_thread", "get_ident")
         conn = psycopg2.connect(dsn)
         numbers, outcome, kept = [], [], []
@@ -692,7 +628,7 @@ def test_limit_that_ends_in_a_child(green, script):
         from functools import partial
         from psycogreen._wait import native
         from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE, set_wait_callback
-        from contract_hub import query as ask
+        from hub_tools import query as ask
         conn = psycopg2.connect(dsn)
         killed = psycopg2.connect(dsn)
         set_wait_callback(partial(green.callback, timeout=4))

@@ -325,7 +325,7 @@ def test_fork_during_a_cancel(green, proxy, script):
     """A forked child does not wait at its end for its parent's cancel requests."""
     script(
         f"""
-        from contract_places import exit_status
+        from children import exit_status
         from psycogreen._wait import cancel
         from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE
 
@@ -339,7 +339,6 @@ def test_fork_during_a_cancel(green, proxy, script):
         child = os.fork()
         if not child:
             os._exit(len(cancel._under_way))
-        # gevent may miss the end of a child that ends at once.
         assert exit_status(child) == 0
         os._exit(0)
         """

@@ -5,9 +5,8 @@ import threading
 
 import psycopg2
 import pytest
-import run
+from children import query
 
-import psycogreen
 from psycogreen._wait import native
 
 
@@ -28,16 +27,6 @@ def in_native_thread(function):
     [(value, error)] = outcome
     if error:
         raise error
-    return value
-
-
-def query(dsn):
-    """Connect by a host name, and query."""
-    conn = psycopg2.connect(dsn.replace("host=127.0.0.1", "host=localhost"))
-    cursor = conn.cursor()
-    cursor.execute("select 42, pg_sleep(0.05)")
-    value = cursor.fetchone()[0]
-    conn.close()
     return value
 
 
@@ -223,23 +212,12 @@ def test_fork_in_the_middle_of_a_batch(green, script):
     )
 
 
-def spawned(backend, dsn):
-    """Patch and query in a child that multiprocessing has spawned."""
-    run.patch(backend)
-    psycogreen.patch_psycopg()
-    assert query(dsn) == 42
-
-
 def test_multiprocessing_fork(green, script):
-    """A child that multiprocessing has forked queries with its own loop.
-
-    Its end is awaited without the framework: gevent may miss it (a child's signal
-    that comes while the fork is under way is lost, without psycopg2 as well).
-    """
+    """A child that multiprocessing has forked queries with its own loop."""
     script(
         """
         import multiprocessing
-        from contract_places import exit_status
+        from children import exit_status
         check()
         process = multiprocessing.get_context("fork").Process(target=check)
         process.start()
@@ -255,7 +233,7 @@ def test_multiprocessing_spawn(green, script, dsn):
     script(
         f"""
         import multiprocessing
-        from contract_places import spawned
+        from children import spawned
         check()
         arguments = ({os.environ["PSYCOGREEN_TEST_BACKEND"]!r}, {dsn!r})
         context = multiprocessing.get_context("spawn")
@@ -266,12 +244,6 @@ def test_multiprocessing_spawn(green, script, dsn):
         check()
         """
     )
-
-
-def exit_status(pid):
-    """Wait for the end of a child, and return its exit status."""
-    _, status = native.original("os", "waitpid")(pid, 0)
-    return os.waitstatus_to_exitcode(status)
 
 
 def test_atexit(green, script):

@@ -6,6 +6,8 @@ DNS, the next attempt to connect finds it.
 
 from __future__ import annotations
 
+# getaddrinfo() encodes a name with this codec. Its import must not be the first lookup's.
+import encodings.idna  # noqa: F401
 import socket
 from collections.abc import Callable
 from functools import partial

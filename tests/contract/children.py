@@ -1,0 +1,42 @@
+"""Child processes: how they end, and what a spawned one does.
+
+Scripts import this module. It does not import pytest, which takes as long as all else
+that a script needs.
+"""
+
+from __future__ import annotations
+
+import os
+
+import psycopg2
+import run
+
+import psycogreen
+from psycogreen._wait import native
+
+
+def exit_status(pid: int) -> int:
+    """Wait for the end of a child without the framework; return its exit status.
+
+    gevent's own ``waitpid()`` never returns if the child's signal arrives while the fork
+    is under way, with psycopg2 or without it. A child that ends at once makes it likely.
+    """
+    _, status = native.original("os", "waitpid")(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def query(dsn: str) -> int:
+    """Connect by a host name, and query."""
+    conn = psycopg2.connect(dsn.replace("host=127.0.0.1", "host=localhost"))
+    cursor = conn.cursor()
+    cursor.execute("select 42, pg_sleep(0.05)")
+    value = cursor.fetchone()[0]
+    conn.close()
+    return value
+
+
+def spawned(backend: str, dsn: str) -> None:
+    """Patch and query in a child that multiprocessing has spawned."""
+    run.patch(backend)
+    psycogreen.patch_psycopg()
+    assert query(dsn) == 42
