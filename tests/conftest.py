@@ -27,8 +27,9 @@ from psycogreen._check.postgres import Server, postgres
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 
-# The tests marked ``full`` that this run leaves out, by name.
-LEFT_OUT = pytest.StashKey[list[str]]()
+# The tests marked ``full`` that this run leaves out: their names without the parameters,
+# and the reasons that their marks give.
+LEFT_OUT = pytest.StashKey[list[tuple[str, str]]]()
 
 # Set this variable where everything that the tests need must be installed, as in CI: a
 # test that would be skipped because something is missing then fails.
@@ -70,9 +71,15 @@ def pytest_collection_modifyitems(
         return
     left_out = [item for item in items if item.get_closest_marker("full")]
     if left_out:
-        config.stash[LEFT_OUT] = [item.nodeid for item in left_out]
+        config.stash[LEFT_OUT] = [_left_out(item) for item in left_out]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+def _left_out(item: pytest.Item) -> tuple[str, str]:
+    """Return the name of a test that is left out, and the reason if the mark gives one."""
+    mark = item.get_closest_marker("full")
+    return item.nodeid.partition("[")[0], mark.kwargs.get("reason", "")
 
 
 # The tests that start first in a parallel run: those that build uWSGI, which others wait
@@ -179,9 +186,9 @@ def pytest_terminal_summary(
     left_out = config.stash.get(LEFT_OUT, [])
     if left_out:
         terminalreporter.section(f"{len(left_out)} left out; --full runs them")
-        names = Counter(nodeid.partition("[")[0] for nodeid in left_out)
-        for name, cases in names.items():
-            terminalreporter.line(f"{name} ({cases})" if cases > 1 else name)
+        for (name, reason), cases in Counter(map(tuple, left_out)).items():
+            line = f"{name} ({cases})" if cases > 1 else name
+            terminalreporter.line(f"{line}: {reason}" if reason else line)
 
 
 # The server asks this role for a password.

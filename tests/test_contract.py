@@ -21,7 +21,7 @@ from importlib.metadata import version
 
 import pytest
 from conftest import HBA, NO_RESOLVER, SKIPPED_CASES, TESTS, environment, make_role
-from contract.run import BACKENDS, modules
+from contract.run import BACKENDS, is_for_full_run, modules, name
 from contract.stream import VARIABLE
 
 from psycogreen._check.postgres import postgres
@@ -41,16 +41,26 @@ def listed(path):
             yield node.name, "pytest.mark.full" in marks
 
 
+def marks(backend, path, is_full):
+    """Return the marks of a test under a backend."""
+    if is_full:
+        return [pytest.mark.full]
+    if is_for_full_run(backend, path):
+        reason = "does not depend on the loop, and runs with the usual ones"
+        return [pytest.mark.full(reason=reason)]
+    return []
+
+
 CASES = [
     pytest.param(
         backend,
-        f"{path.name}::{name}",
-        id=f"{backend}-{path.stem.removeprefix('contract_')}-{name[5:]}",
-        marks=[pytest.mark.full] if is_full else [],
+        f"{path.name}::{test}",
+        id=f"{backend}-{name(path)}-{test[5:]}",
+        marks=marks(backend, path, is_full),
     )
     for backend in BACKENDS
     for path in modules(backend)
-    for name, is_full in listed(path)
+    for test, is_full in listed(path)
 ]
 
 

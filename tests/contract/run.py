@@ -24,8 +24,17 @@ BACKENDS = {
     "eventlet-pure": {"PSYCOGREEN_PURE": "1"},
 }
 
+# The usual loop of each framework, with psycogreen in C and in Python. All tests that run
+# at all run with these backends.
+USUAL = ("gevent-libev", "eventlet-epolls", "gevent-pure", "eventlet-pure")
+
 # Rarely used hubs: only the module about the epoll set runs with them.
 FEWER = ("eventlet-poll", "eventlet-selects")
+
+# The modules about what a loop does: it watches sockets, keeps time, runs threads, begins,
+# forks and ends. The other modules are about what psycogreen builds upon a wait, which is
+# the same with each loop: with other loops than the usual only a full run has them.
+OF_THE_LOOP = ("connect", "epoll", "hub", "places", "queries", "waits")
 
 
 def patch(backend: str) -> None:
@@ -45,6 +54,16 @@ def modules(backend: str) -> list[Path]:
     """Return the modules of the suite that the backend is tested with."""
     pattern = "contract_epoll.py" if backend in FEWER else "contract_*.py"
     return sorted(Path(__file__).parent.glob(pattern))
+
+
+def name(module: Path) -> str:
+    """Return the name of a module of the suite, without what all names begin with."""
+    return module.stem.removeprefix("contract_")
+
+
+def is_for_full_run(backend: str, module: Path) -> bool:
+    """Return whether only a full run has the module with that backend."""
+    return backend not in USUAL and name(module) not in OF_THE_LOOP
 
 
 def main() -> None:
