@@ -1,5 +1,8 @@
 """Replication works as in blocking psycopg2, but cooperatively."""
 
+import os
+import signal
+import time
 import uuid
 
 import psycopg2
@@ -107,6 +110,66 @@ def test_feedback_in_time(green, replicate, table):
         times.update(table.fetchall())
         green.sleep(0.05)
     green.kill(task)
+
+
+@pytest.fixture
+def full(green, replicate):
+    """A cursor whose server is stopped, and a greenlet that waits to send it feedback.
+
+    They come with a function that lets the server go on.
+    """
+    cursor = replicate()
+    conn = cursor.connection
+    cursor.start_replication(slot_name=cursor.slot, status_interval=1)
+    pid = conn.info.backend_pid
+    stopped = [pid]
+    sent = []
+
+    def resume():
+        os.kill(pid, signal.SIGCONT)
+        stopped.clear()
+
+    def fill():
+        while stopped:
+            cursor.send_feedback(force=True)
+            sent.append(None)
+
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        task = green.spawn(fill)
+        before = -1
+        while len(sent) > before:  # the kernel may have passed data on meanwhile
+            before = len(sent)
+            green.sleep(0.3)
+        yield cursor, task, resume
+    finally:
+        resume()
+
+
+def test_feedback_without_room(green, full):
+    """send_feedback() waits cooperatively for the server to make room."""
+    cursor, task, resume = full
+    with green.ticking():
+        green.sleep(0.1)
+    cursor.send_feedback(flush_lsn=1)  # this sends nothing
+    resume()
+    green.wait(task)
+
+
+@pytest.mark.parametrize("name", ["read_message", "consume_stream"])
+def test_feedback_due_without_room(green, full, name):
+    """The other methods wait for room as well, if feedback is due."""
+    cursor, task, resume = full
+    green.kill(task)
+    due = cursor.feedback_timestamp.timestamp() + 1
+    while time.time() < due:
+        green.sleep(0.1)
+    arguments = [print] if name == "consume_stream" else []
+    with green.ticking(), pytest.raises(green.Timeout), green.Timeout(0.2):
+        getattr(cursor, name)(*arguments)
+    resume()
+    cursor.send_feedback(force=True)
+    assert not cursor.connection.closed
 
 
 def test_errors(green, replicate):

@@ -1,8 +1,8 @@
 """Replication, cooperatively.
 
 psycopg2 reads a message without waiting, so its own method is called, for a moment without
-the wait callback. This module has the parts that wait: the start, and the loop of
-``consume_stream()``.
+the wait callback. This module has the parts that wait: the start, the loop of
+``consume_stream()``, and the wait for room to send feedback.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from psycogreen._interface.blocking import call_refused
 from psycogreen._interface.copying import SLICE
 from psycogreen._interface.members import Member
 from psycogreen._interface.replacing import method
+from psycogreen._wait import native
 from psycogreen._wait.libpq import COPY_BOTH, libpq
 from psycogreen._wait.native import SocketWait
 
@@ -33,6 +34,9 @@ _execute = cursor.execute
 _read = ReplicationCursor.read_message
 
 _wal_end = Member(ReplicationCursor, "wal_end")
+
+# The base type's descriptor: psycopg2 does not use a subclass's attribute.
+_connection_of = vars(cursor)["connection"].__get__
 
 _wait_socket: SocketWait
 
@@ -113,7 +117,38 @@ def _start(
 
 @method(ReplicationCursor, "read_message")
 def _read_message(read: Callable[..., object], self: ReplicationCursor) -> object:
+    _await_room(self)
     return call_refused(read, self)  # it never waits
+
+
+@method(ReplicationCursor, "send_feedback")
+def _send_feedback(
+    send: Callable[..., None],
+    self: ReplicationCursor,
+    *args: Any,  # noqa: ANN401
+    **kwargs: Any,  # noqa: ANN401
+) -> None:
+    # Positional arguments after the three positions, or by name: *reply* and *force*.
+    if any(args[3:]) or kwargs.get("reply") or kwargs.get("force"):
+        _await_room(self)
+    send(self, *args, **kwargs)
+
+
+def _await_room(self: ReplicationCursor) -> None:
+    """Wait until libpq can send feedback, which it does at once or not at all.
+
+    Each method of psycopg2 that reads may send feedback too. Where libpq would block,
+    psycopg2 raises an error on a non-blocking connection.
+    """
+    conn = _connection_of(self)
+    while not (conn is None or conn.closed or conn.async_ or _has_room(conn)):
+        _wait_for(conn, write=True, timeout=None)
+
+
+def _has_room(conn: connection) -> bool:
+    """Return whether all is sent, and the socket has room. True if the session is lost."""
+    # The server reads feedback also while it waits to send, so nothing is read here.
+    return libpq().PQflush(conn.pgconn_ptr) <= 0 and native.is_writable(conn.fileno())
 
 
 @method(ReplicationCursor, "consume_stream")
@@ -172,6 +207,7 @@ def _consume(
     """Call *consume* with each message, until it raises."""
     turn = monotonic() + SLICE
     while True:
+        _await_room(self)
         message = call_refused(_read, self)
         if message is not None:
             consume(message)
@@ -181,19 +217,19 @@ def _consume(
         else:
             due = state.last_feedback.get() + state.status_interval.get()
             seconds = max(due - time(), 0.0)
-        _await_message(self.connection, seconds)
+        with suppress(WaitTimeout):
+            _wait_for(self.connection, write=False, timeout=seconds)
         turn = monotonic() + SLICE
 
 
-def _await_message(conn: connection, seconds: float) -> None:
-    """Wait until the connection can be read, or *seconds* have passed."""
-    # A duplicate can still be read if another greenlet closes the connection.
+def _wait_for(conn: connection, *, write: bool, timeout: float | None) -> None:
+    """Wait for the socket of *conn* as a `SocketWait` does."""
+    # A duplicate can still be waited for if another greenlet closes the connection.
     fd = os.dup(conn.fileno())
     try:
-        with suppress(WaitTimeout):
-            _wait_socket(fd, write=False, timeout=seconds)
+        _wait_socket(fd, write=write, timeout=timeout)
     finally:
         os.close(fd)
 
 
-REPLACEMENTS = (_start, _read_message, _consume_stream)
+REPLACEMENTS = (_start, _read_message, _send_feedback, _consume_stream)
