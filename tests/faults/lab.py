@@ -71,6 +71,7 @@ class Lab:
         self.server = server
         self.root = root
         self._proxies: dict[int, Proxy] = {}
+        self._processes: dict[object, subprocess.Popen[str]] = {}
         self._victim: Server | None = None
         self._stack = ExitStack()
 
@@ -85,6 +86,8 @@ class Lab:
 
     def __exit__(self, *exc: object) -> None:
         """Stop what was started."""
+        for process in self._processes.values():
+            _kill(process)
         self._stack.close()
 
     def proxy(self) -> int:
@@ -160,41 +163,60 @@ class Lab:
     def run(
         self, backend: str, fault: str, env: Mapping[str, str]
     ) -> dict[str, object]:
-        """Return the report on *fault*, of a process of its own."""
+        """Return the report on *fault*, of a process of *backend* with these variables.
+
+        The process goes through one fault after the other, until one of them violates a
+        guarantee: the next one then meets a new process.
+        """
+        key = backend, frozenset(env.items())
+        process = self._processes.pop(key, None) or self._start(backend, env)
+        # SIGABRT: faulthandler then tells where it was.
+        timer = threading.Timer(TIME_BOX, process.send_signal, [signal.SIGABRT])
+        timer.start()
+        try:
+            report = self._serve(process, fault)
+        finally:
+            timer.cancel()
+            self.close_proxies()
+            self.terminate_all()
+        if report["violations"]:
+            _kill(process)
+        else:
+            self._processes[key] = process
+        return report
+
+    def _start(self, backend: str, env: Mapping[str, str]) -> subprocess.Popen[str]:
+        """Start a process that tries faults."""
         command = [sys.executable, "-P", "-W", "error", "-X", "faulthandler"]
-        process = subprocess.Popen(
-            [*command, str(HERE / "process.py"), backend, fault],
+        return subprocess.Popen(
+            [*command, str(HERE / "process.py"), backend],
             env={**os.environ, **env, "PSYCOGREEN_TEST_ROOT": str(self.root)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        # SIGABRT: faulthandler then tells where it was.
-        timer = threading.Timer(TIME_BOX, process.send_signal, [signal.SIGABRT])
-        timer.start()
-        try:
-            with process:
-                report = self._serve(process)
-        finally:
-            timer.cancel()
-            self.close_proxies()
-            self.terminate_all()
-        if report is None:
-            ended = process.returncode != -signal.SIGABRT
-            end = f"ends with status {process.returncode}" if ended else "hangs"
-            report = {"points": 0, "violations": {f"the process {end}": 1}}
-        return report
 
-    def _serve(self, process: subprocess.Popen[str]) -> dict[str, object] | None:
-        """Answer what *process* asks for, until it ends; return its report."""
-        report = None
+    def _serve(self, process: subprocess.Popen[str], fault: str) -> dict[str, object]:
+        """Let *process* try *fault*; answer what it asks for, and return its report."""
+        _tell(process, fault)
         for line in process.stdout:
             message = json.loads(line)
             if "report" in message:
-                report = message["report"]
-            else:
-                name, *arguments = message["call"]
-                answer = getattr(self, name)(*arguments)
-                process.stdin.write(json.dumps(answer) + "\n")
-                process.stdin.flush()
-        return report
+                return message["report"]
+            name, *arguments = message["call"]
+            _tell(process, json.dumps(getattr(self, name)(*arguments)))
+        status = process.wait()
+        end = "hangs" if status == -signal.SIGABRT else f"ends with status {status}"
+        return {"points": 0, "violations": {f"the process {end}": 1}}
+
+
+def _tell(process: subprocess.Popen[str], line: str) -> None:
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End *process*, and wait for its end."""
+    process.kill()
+    with process:
+        pass

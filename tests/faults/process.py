@@ -1,8 +1,9 @@
-"""Try one fault with one framework, in this process.
+"""Try faults with one framework, in this process, one after the other.
 
-Usage: process.py BACKEND FAULT
+Usage: process.py BACKEND
 
-It is run by the lab, which answers what it asks for.
+It is run by the lab, which names a fault on each line of standard input, and answers what
+its script asks for.
 """
 
 import sys
@@ -12,8 +13,8 @@ from contract.run import patch
 
 
 def main() -> None:
-    """Monkey-patch, patch psycopg2, go through the fault's script, report."""
-    backend, fault = sys.argv[1:]
+    """Monkey-patch, patch psycopg2; go through each fault's script, and report."""
+    [backend] = sys.argv[1:]
     patch(backend)
     from importlib import import_module
 
@@ -24,12 +25,14 @@ def main() -> None:
     framework = backend.split("-")[0]
     # As psycogreen 1.0.2 has it as well.
     import_module(f"psycogreen.{framework}").patch_psycopg()
-    bench = Bench(frameworks.FRAMEWORKS[framework]())
-    try:
-        points = SCRIPTS[fault](bench)
-    except Refused:
-        points, bench.violations = 0, Counter({REFUSED: 1})
-    send(report={"points": points, "violations": +bench.violations})
+    green = frameworks.FRAMEWORKS[framework]()
+    while fault := sys.stdin.readline().rstrip("\n"):
+        bench = Bench(green)
+        try:
+            points = SCRIPTS[fault](bench)
+        except Refused:
+            points, bench.violations = 0, Counter({REFUSED: 1})
+        send(report={"points": points, "violations": +bench.violations})
 
 
 if __name__ == "__main__":
