@@ -838,3 +838,30 @@ def test_interrupted_while_connecting(green, user, connect):
             psycopg2.connect(host="127.0.0.1", port=port, **user)
         assert caught.value is timeout
     assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_one_wait_for_each_connection(green, user, port):
+    """To connect counts as one wait, however often it waits for the socket."""
+    green.sleep(0)  # in Python, queries are counted when all in a batch were woken
+    before = psycogreen.status().waits
+    # There is no standby: the server is asked twice.
+    for target in "any", "prefer-standby":
+        psycopg2.connect(
+            host="127.0.0.1", port=port, target_session_attrs=target, **user
+        ).close()
+    assert psycogreen.status().waits == before + 2
+
+
+def test_two_greenlets_while_it_connects(green, user):
+    """A second greenlet that waits for the same attempt gets an error; the first waits."""
+    with silent_server() as port:
+        conn = psycopg2.connect(host="127.0.0.1", port=port, async_=True, **user)
+        task = green.spawn(green.callback, conn)
+        while not psycogreen.status().waiting:
+            green.sleep(0.001)
+        for _ in range(2):
+            with pytest.raises(psycopg2.ProgrammingError, match="another greenlet"):
+                green.callback(conn)
+        assert psycogreen.status().waiting == 1
+        green.kill(task)
+    conn.close()

@@ -10,6 +10,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <poll.h>
 #include <structmember.h>
 #include <sys/epoll.h>
 #include <time.h>
@@ -43,6 +44,7 @@ typedef struct {
     PyObject *hold;
     PyObject *release;
     PyObject *change;
+    PyObject *follow;
     PyObject *check;
     PyObject *remove;
     PyObject *handle_error;
@@ -70,6 +72,7 @@ typedef struct {
     Set *epoll_set;
     PyObject *conn; /* a weak reference */
     PyObject *waiter;
+    PyObject *attempt; /* to connect, until the connection is established; else NULL */
     double since;   /* of time.monotonic() */
     int fd;
     int state;      /* what the kernel's set reports for it; 0 if it is not there */
@@ -120,6 +123,7 @@ entry_traverse(Entry *self, visitproc visit, void *arg)
     Py_VISIT(self->epoll_set);
     Py_VISIT(self->conn);
     Py_VISIT(self->waiter);
+    Py_VISIT(self->attempt);
     return 0;
 }
 
@@ -129,6 +133,7 @@ entry_clear(Entry *self)
     Py_CLEAR(self->epoll_set);
     Py_CLEAR(self->conn);
     Py_CLEAR(self->waiter);
+    Py_CLEAR(self->attempt);
     return 0;
 }
 
@@ -153,8 +158,9 @@ static PyMemberDef entry_members[] = {
     {"epoll_set", T_OBJECT_EX, offsetof(Entry, epoll_set), READONLY, NULL},
     {"conn", T_OBJECT_EX, offsetof(Entry, conn), READONLY, NULL},
     {"waiter", T_OBJECT, offsetof(Entry, waiter), READONLY, NULL},
+    {"attempt", T_OBJECT, offsetof(Entry, attempt), 0, NULL},
     {"since", T_DOUBLE, offsetof(Entry, since), 0, NULL},
-    {"fd", T_INT, offsetof(Entry, fd), READONLY, NULL},
+    {"fd", T_INT, offsetof(Entry, fd), 0, NULL},
     {"state", T_INT, offsetof(Entry, state), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
@@ -250,7 +256,7 @@ wake(State *state, Set *self, int number)
     if (waiter) {
         /* The entry drops its reference while the greenlet runs. */
         Py_INCREF(waiter);
-        self->ended++;
+        self->ended += !entry->attempt; /* to connect is one wait, counted at its end */
         result = PyGreenlet_Switch((PyGreenlet *)waiter, NULL, NULL);
         Py_DECREF(waiter);
         status = result ? 0 : -1;
@@ -406,16 +412,8 @@ set_dealloc(Set *self)
     free_object((PyObject *)self);
 }
 
-/* It is among the functions of the wait, below. */
-static PyObject *set_wait(Set *self, PyObject *const *args, Py_ssize_t nargs);
-
-PyDoc_STRVAR(set_wait_doc,
-"wait(entry, state)\n--\n\n"
-"Let the hub run until something has happened on the socket of *entry*. See pure.py.");
-
 static PyMethodDef set_methods[] = {
     {"collect", (PyCFunction)(void (*)(void))collect, METH_FASTCALL, collect_doc},
-    {"wait", (PyCFunction)(void (*)(void))set_wait, METH_FASTCALL, set_wait_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -567,14 +565,50 @@ switch_to_hub(State *state, Entry *entry)
     return status;
 }
 
-/* Make the kernel's set report the state that poll() has asked for. Return 0, or -1 with
-   an exception set, also if another greenlet waits for the connection. */
+/* Return whether the entry is the one of its descriptor. It may raise nothing: an error
+   counts as no. */
 static int
-change(State *state, Entry *entry, PyObject *wanted)
+is_placed(State *state, Entry *entry)
+{
+    PyObject *fd = PyLong_FromLong(entry->fd);
+    PyObject *found = fd ? PyDict_GetItemWithError(state->entries, fd) : NULL;
+
+    Py_XDECREF(fd);
+    PyErr_Clear();
+    return found == (PyObject *)entry;
+}
+
+/* Make the kernel's set report a known state. Return 0, or -1 with errno set. */
+static int
+set_events(Entry *entry, int code)
+{
+    int set = entry->epoll_set->epoll_fd;
+    struct epoll_event event = {
+        .events = code == POLL_READ ? EPOLLIN : EPOLLOUT,
+        .data.fd = entry->fd,
+    };
+
+    if (epoll_ctl(set, EPOLL_CTL_ADD, entry->fd, &event) == 0) {
+        return 0;
+    }
+    return errno == EEXIST ? epoll_ctl(set, EPOLL_CTL_MOD, entry->fd, &event) : -1;
+}
+
+/* Make the kernel's set report the state that poll() has asked for. Return 0, or -1 with
+   an exception set, also if another greenlet waits for the connection. Python does what is
+   unusual. */
+static int
+change(State *state, Entry *entry, PyObject *wanted, int code)
 {
     PyObject *arguments[] = {(PyObject *)entry->epoll_set, (PyObject *)entry, wanted};
-    PyObject *result = PyObject_VectorcallMethod(state->change, arguments, 3, NULL);
+    PyObject *result;
 
+    if (code != POLL_OTHER && !entry->waiter && is_placed(state, entry) &&
+        set_events(entry, code) == 0) {
+        entry->state = code;
+        return 0;
+    }
+    result = PyObject_VectorcallMethod(state->change, arguments, 3, NULL);
     Py_XDECREF(result);
     return result ? 0 : -1;
 }
@@ -591,7 +625,7 @@ wait_once(State *state, Entry *entry, PyObject *wanted, int code)
 
     while (code != entry->state || entry->waiter || !set->held) {
         int status = code != entry->state || entry->waiter
-                         ? change(state, entry, wanted)
+                         ? change(state, entry, wanted, code)
                          : call_method_with(set->hub, state->hold, (PyObject *)set);
         if (status < 0) {
             return -1;
@@ -600,27 +634,52 @@ wait_once(State *state, Entry *entry, PyObject *wanted, int code)
     return switch_to_hub(state, entry);
 }
 
-/* The caller owns the arguments, also while this greenlet is switched away. */
-static PyObject *
-set_wait(Set *self, PyObject *const *args, Py_ssize_t nargs)
+static inline int
+is_writable(int fd)
 {
-    PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &definition);
-    State *state = module ? PyModule_GetState(module) : NULL;
-    int code;
+    struct pollfd asked = {.fd = fd, .events = POLLOUT};
 
-    if (!state) {
-        return NULL;
+    return poll(&asked, 1, 0) > 0;
+}
+
+/* Make the entry the one of the socket that its connection has now: libpq may have changed
+   to another one, also to one of the same number. Return 0, or -1 with an exception set. */
+static int
+follow(State *state, PyObject *conn, Entry *entry)
+{
+    PyObject *fd = call_connection(state, conn, state->own_fileno, state->fileno);
+    long number = fd ? PyLong_AsLong(fd) : -1;
+    int status = number == -1 && PyErr_Occurred() ? -1 : 0;
+
+    entry->state = 0; /* so that change() asks the kernel */
+    if (status == 0 && number != entry->fd) {
+        PyObject *arguments[] = {(PyObject *)entry->epoll_set, (PyObject *)entry, conn};
+        PyObject *result = PyObject_VectorcallMethod(state->follow, arguments, 3, NULL);
+        status = result ? 0 : -1;
+        Py_XDECREF(result);
     }
-    if (nargs != 2 || !Py_IS_TYPE(args[0], state->entry_type) ||
-        ((Entry *)args[0])->epoll_set != self) {
-        PyErr_SetString(PyExc_TypeError, "expected an Entry of this set and a state");
-        return NULL;
+    Py_XDECREF(fd);
+    return status;
+}
+
+/* The same as wait_once() while a connection is opened. libpq takes the socket for
+   connected when it is polled. So return only when it can be written, since any greenlet
+   may have switched back. (To poll early for a read is harmless.) */
+static int
+wait_connecting(State *state, PyObject *conn, Entry *entry, PyObject *wanted, int code)
+{
+    if (follow(state, conn, entry) < 0) {
+        return -1;
     }
-    code = (int)PyLong_AsLong(args[1]);
-    if (PyErr_Occurred() || wait_once(state, (Entry *)args[0], args[1], code) < 0) {
-        return NULL;
+    if (code != POLL_WRITE) {
+        return wait_once(state, entry, wanted, code);
     }
-    Py_RETURN_NONE;
+    while (!is_writable(entry->fd)) {
+        if (wait_once(state, entry, wanted, code) < 0) {
+            return -1;
+        }
+    }
+    return 0;
 }
 
 /* Wait until poll() returns POLL_OK. *wanted is its last result; its reference is stolen.
@@ -629,7 +688,9 @@ static int
 wait_until_ok(State *state, PyObject *conn, Entry *entry, PyObject *wanted, int code)
 {
     while (code != POLL_OK) {
-        int status = wait_once(state, entry, wanted, code);
+        int status = entry->attempt
+                         ? wait_connecting(state, conn, entry, wanted, code)
+                         : wait_once(state, entry, wanted, code);
         Py_DECREF(wanted);
         if (status < 0) {
             return -1;
@@ -640,6 +701,10 @@ wait_until_ok(State *state, PyObject *conn, Entry *entry, PyObject *wanted, int 
         }
     }
     Py_DECREF(wanted);
+    if (entry->attempt) {
+        entry->epoll_set->ended++;
+        Py_CLEAR(entry->attempt);
+    }
     return 0;
 }
 
@@ -656,7 +721,7 @@ find_here(State *state, PyObject *conn)
     }
     entry = get_entry(state, fd);
     Py_DECREF(fd);
-    if (!entry || !refers_to(entry->conn, conn) ||
+    if (!entry || entry->attempt || !refers_to(entry->conn, conn) ||
         entry->epoll_set->thread != PyThreadState_GetID(PyThreadState_Get())) {
         return NULL;
     }
@@ -962,8 +1027,9 @@ add_names(State *state)
     } names[] = {
         {&state->poll, "poll"},     {&state->fileno, "fileno"},
         {&state->hold, "hold"},     {&state->release, "release"},
-        {&state->change, "change"}, {&state->check, "check"},
-        {&state->remove, "remove"}, {&state->handle_error, "handle_error"},
+        {&state->change, "change"}, {&state->follow, "follow"},
+        {&state->check, "check"},   {&state->remove, "remove"},
+        {&state->handle_error, "handle_error"},
         {&state->qualname, "__qualname__"},
     };
 
@@ -1080,6 +1146,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->hold);
     Py_CLEAR(state->release);
     Py_CLEAR(state->change);
+    Py_CLEAR(state->follow);
     Py_CLEAR(state->check);
     Py_CLEAR(state->remove);
     Py_CLEAR(state->handle_error);

@@ -98,6 +98,10 @@ def _should_wait_again(
     if isinstance(ex, HubGone):
         entry.state = NOWHERE
         forget(entry)
+    if entry.attempt is not None:
+        attempt, entry.attempt = entry.attempt, None
+        return _failed_to_connect(framework, conn, entry, attempt, ex)
+    if isinstance(ex, HubGone):
         return True
     if isinstance(ex, InHub):
         _wait_answered(conn, entry.state, framework, None)
@@ -125,8 +129,7 @@ def _entry_or_wait(
         timeout = None
     # Objects without `status`, which have only poll(), count as established connections.
     if getattr(conn, "status", STATUS_READY) in STATUS_CONNECTING:
-        _wait_connected(conn, state, framework, timeout)
-        return None
+        return _entry_or_connect(framework, conn, state, timeout)
     epoll_set = framework.epoll_set()
     if epoll_set is None or timeout is not None:
         _wait_answered(conn, state, framework, timeout)
@@ -157,68 +160,94 @@ def _interrupted(
         cancel(conn, framework.wait_socket, ex)
 
 
-def _wait_connected(
-    conn: connection, state: int, framework: Framework, timeout: float | None
-) -> None:
+def _entry_or_connect(
+    framework: Framework, conn: connection, state: int, timeout: float | None
+) -> Entry | None:
+    """Do the same as `_entry_or_wait` for *conn*, which connects.
+
+    The entry has the attempt. It is used if there is no limit of time.
+    """
     attempt = take_attempt()
     since = monotonic()
     try:
         seconds = attempt.begin(conn)
-        epoll_set = None
         if seconds is None and timeout is None:
             epoll_set = set_in_use() or framework.epoll_set()
-        if epoll_set is not None:
-            _connect_in_set(conn, state, attempt, epoll_set, framework, since)
-            return
+            if epoll_set is not None:
+                return epoll_set.entry_connecting(conn, attempt)
         wait_socket = framework.wait_socket
         if seconds is not None:
             wait_socket = ConnectWait(conn, attempt, wait_socket, seconds)
-        wait_socket = partial(_wait_unless_writable, wait_socket)
-        poll = partial(_poll_connecting, conn, attempt)
-        _wait_socket(conn, state, wait_socket, timeout, since, poll)
+        _connect(conn, state, attempt, wait_socket, timeout, since)
     except BaseException as ex:
-        if is_interruption(ex):
-            note_interruption(conn, ex, since)
-        # psycopg2 leaves the socket open until the connection is collected, which a
-        # traceback may delay. Call the base class: a subclass may not be initialised.
-        if not conn.async_:
-            connection.close(conn)
+        _close_unconnected(conn, ex, since)
         raise
+    return None
 
 
-def _connect_in_set(
+def _connect(
     conn: connection,
     state: int,
     attempt: Attempt,
-    epoll_set: EpollSet,
-    framework: Framework,
+    wait_socket: SocketWait,
+    timeout: float | None,
     since: float,
 ) -> None:
-    """Connect *conn*, and wait in *epoll_set*, where its queries will wait."""
+    """Wait with *wait_socket* until *conn* is established."""
 
-    def wait() -> None:
+    def poll() -> int:
         try:
-            epoll_set.wait_for_moving(conn, state, since)
-        except (HubGone, InHub):
-            framework.wait_socket(
-                conn.fileno(), write=state == POLL_WRITE, timeout=None
-            )
+            return conn.poll()
+        except psycopg2.OperationalError as ex:
+            _complete(ex, conn, attempt)
+            raise
 
+    wait_socket = partial(_wait_unless_writable, wait_socket)
+    _wait_socket(conn, state, wait_socket, timeout, since, poll)
+
+
+def _failed_to_connect(
+    framework: Framework,
+    conn: connection,
+    entry: Entry,
+    attempt: Attempt,
+    ex: BaseException,
+) -> bool:
+    """Handle *ex*, which ended the wait of an *attempt* to connect.
+
+    Return ``True`` if *conn* is established nevertheless, else raise.
+    """
     try:
-        while state != POLL_OK:
-            if state == POLL_READ:
-                wait()
-            elif state == POLL_WRITE:
-                # Ask the socket again after the wait. Any greenlet may have switched
-                # back, and libpq takes the socket for connected when it is polled. (An
-                # early read is harmless.)
-                while not native.is_writable(conn.fileno()):
-                    wait()
-            else:
-                raise unknown_state(state)
-            state = _poll_connecting(conn, attempt)
-    finally:
-        epoll_set.ended += 1
+        if isinstance(ex, (HubGone, InHub)):
+            # Wait until the socket can be written, which may be what poll() has asked
+            # for. To poll early for a read is harmless.
+            wait_socket = framework.wait_socket
+            _connect(conn, POLL_WRITE, attempt, wait_socket, None, entry.since)
+            return True
+        entry.epoll_set.ended += 1
+        if isinstance(ex, psycopg2.OperationalError) and not is_interruption(ex):
+            _complete(ex, conn, attempt)
+        raise ex
+    except BaseException as error:
+        _close_unconnected(conn, error, entry.since)
+        raise
+
+
+def _complete(
+    ex: psycopg2.OperationalError, conn: connection, attempt: Attempt
+) -> None:
+    """Add what libpq's text lacks to *ex*, with which ``poll()`` has failed."""
+    ex.args = (attempt.completed(conn, str(ex)),)
+
+
+def _close_unconnected(conn: connection, ex: BaseException, since: float) -> None:
+    """Close *conn*, whose attempt to connect ended with *ex*."""
+    if is_interruption(ex):
+        note_interruption(conn, ex, since)
+    # psycopg2 leaves the socket open until the connection is collected, which a
+    # traceback may delay. Call the base class: a subclass may not be initialised.
+    if not conn.async_:
+        connection.close(conn)
 
 
 def _wait_unless_writable(
@@ -231,14 +260,6 @@ def _wait_unless_writable(
     """
     if not (write and native.is_writable(fd)):
         wait_socket(fd, write=write, timeout=timeout)
-
-
-def _poll_connecting(conn: connection, attempt: Attempt) -> int:
-    try:
-        return conn.poll()
-    except psycopg2.OperationalError as ex:
-        ex.args = (attempt.completed(conn, str(ex)),)
-        raise
 
 
 def _wait_socket(

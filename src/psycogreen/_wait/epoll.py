@@ -46,6 +46,7 @@ from psycogreen._wait.twin import BaseSet, Entry, entries
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
+    from psycogreen._wait.deadline import Attempt
     from psycogreen._wait.hub import Hub
 
 BUSY = "another greenlet waits for this connection already"
@@ -84,15 +85,18 @@ class EpollSet(BaseSet):
         _sets.add(self)
 
     def entry(self, conn: connection) -> Entry:
-        """Return the entry of *conn*, whose socket does not change any more.
+        """Return the entry of *conn*.
 
         Raise `psycopg2.ProgrammingError` if another thread waits for it.
         """
         fd = conn.fileno()
         reference = _Reference(conn, _forget_dead)
         reference.fd = fd
-        made = Entry(self, reference, fd)
-        while (found := entries.setdefault(fd, made)) is not made:
+        return self._placed(Entry(self, reference, fd), conn)
+
+    def _placed(self, made: Entry, conn: connection) -> Entry:
+        """Make *made* the entry of its descriptor, unless *conn* has one; return that."""
+        while (found := entries.setdefault(made.fd, made)) is not made:
             if found.conn() is conn:
                 if found.epoll_set is self:
                     return found
@@ -104,25 +108,22 @@ class EpollSet(BaseSet):
                 self._notify(found)
         return made
 
-    def wait_for_moving(self, conn: connection, state: int, since: float) -> None:
-        """Wait for the socket that *conn*, which connects since *since*, has now.
+    def entry_connecting(self, conn: connection, attempt: Attempt) -> Entry:
+        """Return the entry of *conn*, which *attempt* connects.
 
-        To connect is one wait, which the caller counts. Raise what `wait` raises.
+        Raise `psycopg2.ProgrammingError` if another greenlet or thread waits for it.
         """
         entry = self.entry(conn)
-        if entry.state != NOWHERE:
-            # libpq may have left another socket that had the same number.
-            try:
-                self._epoll.modify(entry.fd, _EVENTS[entry.state])
-            except OSError:
-                entry.state = NOWHERE
-        entry.since = since
-        try:
-            self.wait(entry, state)
-        except BaseException:
-            self.settle()
-            raise
-        self.ended -= 1
+        if entry.waiter is not None:
+            raise psycopg2.ProgrammingError(BUSY)
+        entry.attempt = attempt
+        return entry
+
+    def follow(self, entry: Entry, conn: connection) -> None:
+        """Make *entry* the one of the socket that its connection *conn* has now."""
+        forget(entry)
+        entry.fd = entry.conn.fd = conn.fileno()  # type: ignore[attr-defined]
+        self._placed(entry, conn)
 
     def _notify(self, entry: Entry) -> None:
         """Wake the waiter of *entry* soon, since its socket has changed."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from psycopg2.extensions import POLL_OK
+from psycopg2.extensions import POLL_OK, POLL_WRITE
 
 from psycogreen._wait import native
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
+    from psycogreen._wait.deadline import Attempt
     from psycogreen._wait.hub import Hub
 
     Wait = Callable[[connection, float | None], None]
@@ -107,10 +108,11 @@ class BaseSet:
                 entry = entries.get(fd)
                 # Look it up for each event: the previous greenlet may have killed it.
                 waiter = entry.waiter if entry and entry.epoll_set is self else None
-                if waiter is None:
+                if entry is None or waiter is None:
                     self.remove(fd)
                     continue
-                ended += 1
+                # To connect is one wait, which is counted at its end.
+                ended += entry.attempt is None
                 try:
                     waiter.switch()
                 except BaseException as ex:  # noqa: BLE001
@@ -150,7 +152,36 @@ class BaseSet:
             if not waiting and self.held:
                 self.release()
 
+    def connect(self, conn: connection, entry: Entry, state: int) -> None:
+        """Wait until *conn*, whose entry is *entry* and which connects, is established.
+
+        *state* is what ``poll()`` has asked for. Raise what it and `wait` raise.
+        """
+        while state != POLL_OK:
+            self._wait_connecting(conn, entry, state)
+            state = conn.poll()
+        entry.attempt = None
+        self.ended += 1
+
+    def _wait_connecting(self, conn: connection, entry: Entry, state: int) -> None:
+        fd = conn.fileno()
+        # libpq may have changed to another socket, also to one of the same number: make
+        # change() ask the kernel.
+        entry.state = 0
+        if fd != entry.fd:
+            self.follow(entry, conn)
+        if state != POLL_WRITE:
+            self.wait(entry, state)
+            return
+        # libpq takes the socket for connected when it is polled, and any greenlet may
+        # switch back. (To poll early for a read is harmless.)
+        while not native.is_writable(fd):
+            self.wait(entry, state)
+
     # The slow path: see `psycogreen._wait.epoll.EpollSet`.
+
+    def follow(self, entry: Entry, conn: connection) -> None:
+        raise NotImplementedError
 
     def change(self, entry: Entry, state: int) -> None:
         raise NotImplementedError
@@ -174,7 +205,7 @@ class BaseSet:
 class Entry:
     """A connection's socket in a set."""
 
-    __slots__ = ("conn", "epoll_set", "fd", "since", "state", "waiter")
+    __slots__ = ("attempt", "conn", "epoll_set", "fd", "since", "state", "waiter")
 
     def __init__(self, epoll_set: BaseSet, conn: ref[connection], fd: int) -> None:
         """Make the entry of *conn*, whose socket has the descriptor *fd*."""
@@ -185,6 +216,8 @@ class Entry:
         """What the kernel's set reports for this socket: ``POLL_READ``, ``POLL_WRITE``,
         or 0 if the socket is not in the set."""
         self.waiter: greenlet | None = None
+        self.attempt: Attempt | None = None
+        """The attempt to connect, until the connection is established."""
         self.since = 0.0
         """When its last wait began, in the time of `time.monotonic`. A greenlet that was
         just woken uses the time of its batch, which is cheaper."""
@@ -228,6 +261,7 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
             owner = entry.conn
             if (
                 owner() is not conn
+                or entry.attempt is not None
                 or entry.epoll_set.thread is not this_thread.token
                 or timeout is not None
             ):
@@ -240,6 +274,9 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
         try:
             if entry.waiter is None:  # otherwise change() will raise
                 entry.since = epoll_set.now or monotonic()
+            if entry.attempt is not None:
+                epoll_set.connect(conn, entry, state)
+                return
             while True:
                 epoll_set.wait(entry, state)
                 state = poll_otherwise(conn) if polls else conn.poll()
