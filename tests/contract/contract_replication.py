@@ -4,6 +4,7 @@ import os
 import signal
 import time
 import uuid
+from contextlib import suppress
 
 import psycopg2
 import pytest
@@ -126,7 +127,8 @@ def full(green, replicate):
     sent = []
 
     def resume():
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # its session has ended
+            os.kill(pid, signal.SIGCONT)
         stopped.clear()
 
     def fill():
@@ -170,6 +172,26 @@ def test_feedback_due_without_room(green, full, name):
     resume()
     cursor.send_feedback(force=True)
     assert not cursor.connection.closed
+
+
+def test_session_ended_without_room(green, full, table):
+    """If the session ends during the wait for room, psycopg2's errors say so."""
+    cursor, task, resume = full
+    table.execute(
+        "select pg_terminate_backend(%s)", [cursor.connection.info.backend_pid]
+    )
+    resume()
+
+    def use():
+        green.wait(task)
+        while True:
+            cursor.read_message()
+            green.sleep(0)
+
+    with pytest.raises(psycopg2.Error):
+        use()
+    with pytest.raises(psycopg2.Error):
+        cursor.send_feedback(force=True)
 
 
 def test_errors(green, replicate):

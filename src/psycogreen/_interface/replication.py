@@ -148,7 +148,10 @@ def _await_room(self: ReplicationCursor) -> None:
 def _has_room(conn: connection) -> bool:
     """Return whether all is sent, and the socket has room. True if the session is lost."""
     # The server reads feedback also while it waits to send, so nothing is read here.
-    return libpq().PQflush(conn.pgconn_ptr) <= 0 and native.is_writable(conn.fileno())
+    if libpq().PQflush(conn.pgconn_ptr) > 0:
+        return False
+    fd = conn.fileno()
+    return fd < 0 or native.is_writable(fd)
 
 
 @method(ReplicationCursor, "consume_stream")
