@@ -79,7 +79,7 @@ def test_connect_timeout(green, user, server, host):
         options = {"host": host, "port": port, "connect_timeout": 1, **user}
         expected = libpq_error(**options)
         begin = time.monotonic()
-        with green.ticking(50), pytest.raises(psycopg2.OperationalError) as caught:
+        with green.ticking(), pytest.raises(psycopg2.OperationalError) as caught:
             psycopg2.connect(**options)
         assert 0.9 < time.monotonic() - begin < 60
     assert "timeout expired" in expected
@@ -127,7 +127,7 @@ def test_connect_timeout_with_spaces(green, user, port):
 def test_second_host(green, user, port, server):
     """If the first host does not answer in time, the second one is tried."""
     with server() as silent:
-        with green.ticking(50):
+        with green.ticking():
             conn = psycopg2.connect(
                 host="localhost,localhost",
                 port=f"{silent},{port}",
@@ -324,7 +324,7 @@ def time_sleep():
 
 def test_resolving_does_not_stall(green, user, port, slow_resolver):
     """The loop goes on while a name is resolved."""
-    with green.ticking(10) as ticker:
+    with green.ticking() as ticker:
         conn = psycopg2.connect(host="db.example", port=port, **user)
     assert slow_resolver == ["db.example"]
     assert ticker.longest_stall < 0.9
@@ -381,7 +381,7 @@ def test_second_address_after_a_silent_one(green, user, port, monkeypatch):
         sock.listen(10)
         hook = psycopg2._connect
         monkeypatch.setattr(hook, "resolve", lambda host: ["127.0.0.2", "127.0.0.1"])
-        with green.ticking(50):
+        with green.ticking():
             conn = psycopg2.connect(
                 host="db.example", port=port, connect_timeout=1, **user
             )
@@ -724,7 +724,7 @@ def test_url_and_factories(green, port):
 
 def test_asynchronous_connection_by_name(green, user, port, slow_resolver):
     """An asynchronous connection resolves its name off the loop."""
-    with green.ticking(10):
+    with green.ticking():
         conn = psycopg2.connect(host="db.example", port=port, async_=True, **user)
     assert slow_resolver == ["db.example"]
     green.callback(conn)

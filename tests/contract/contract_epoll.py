@@ -306,16 +306,25 @@ def test_switched_to_by_somebody(green, connect):
     assert green.wait(task) == 42
 
 
-def test_two_greenlets_on_one_asynchronous_connection(green, dsn):
+@pytest.fixture
+def holder(connect):
+    """A cursor whose transaction holds the advisory lock 1; a rollback frees it."""
+    cursor = connect().cursor()
+    cursor.execute("select pg_advisory_xact_lock(1)")
+    return cursor
+
+
+def test_two_greenlets_on_one_asynchronous_connection(green, dsn, holder):
     """A second greenlet that waits for an asynchronous connection gets an error."""
     conn = psycopg2.connect(dsn, async_=True)
     green.callback(conn)
     cursor = conn.cursor()
-    cursor.execute("select 42, pg_sleep(0.2)")
+    cursor.execute("select 42, pg_advisory_xact_lock(1)")
     task = green.spawn(green.callback, conn)
     green.sleep(0.05)
     with pytest.raises(psycopg2.ProgrammingError, match="another greenlet waits"):
         green.callback(conn)
+    holder.connection.rollback()
     green.wait(task)
     assert cursor.fetchone()[0] == 42
     conn.close()
@@ -345,12 +354,12 @@ def test_one_connection_in_two_threads(green, connect):
     assert epoll.entries[conn.fileno()].epoll_set is first
 
 
-def test_two_threads_on_one_asynchronous_connection(green, dsn):
+def test_two_threads_on_one_asynchronous_connection(green, dsn, holder):
     """A second thread that waits for an asynchronous connection gets an error."""
     conn = psycopg2.connect(dsn, async_=True)
     green.callback(conn)
     cursor = conn.cursor()
-    cursor.execute("select 42, pg_sleep(0.3)")
+    cursor.execute("select 42, pg_advisory_xact_lock(1)")
     task = green.spawn(green.callback, conn)
     green.sleep(0.05)
     outcome = []
@@ -363,6 +372,11 @@ def test_two_threads_on_one_asynchronous_connection(green, dsn):
             outcome.append(str(ex))
 
     native.start_thread(work)
+    deadline = time.monotonic() + 60
+    while not outcome:
+        assert time.monotonic() < deadline
+        green.sleep(0.01)
+    holder.connection.rollback()
     with green.Timeout(60):
         green.wait(task)
     assert cursor.fetchone()[0] == 42

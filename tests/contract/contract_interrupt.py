@@ -226,7 +226,7 @@ def test_silent_server(green, proxy, caplog, monkeypatch):
         f"host=127.0.0.1 port={proxy.port} user=postgres dbname=postgres"
     )
     begin = time.monotonic()
-    with green.ticking(20) as ticker:
+    with green.ticking() as ticker:
         with pytest.raises(green.Timeout), green.Timeout(0.1):
             conn.cursor().execute("select pg_sleep(60)")
         ended = time.monotonic() - begin
@@ -249,7 +249,7 @@ def test_asked_to_cancel_by_a_silent_server(green, proxy):
     """The loop goes on while connection.cancel() waits for the server."""
     conn = through(proxy)
     task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
-    with green.ticking(20), pytest.raises(green.Timeout), green.Timeout(0.2):
+    with green.ticking(), pytest.raises(green.Timeout), green.Timeout(0.2):
         conn.cancel()
     assert proxy.held == 1
     green.kill(task)

@@ -67,7 +67,7 @@ def test_native_thread_beside_the_loop(green, dsn):
         conn.close()
         done.append(True)
 
-    with green.ticking(10):
+    with green.ticking():
         native.start_thread(work)
         while not done:
             green.sleep(0.01)

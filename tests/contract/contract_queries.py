@@ -54,10 +54,11 @@ def test_long_query(green, conn):
 def test_queries_overlap(green, connect):
     """Queries on several connections run concurrently on the server."""
     conns = [connect() for _ in range(20)]
-    observer = connect().cursor()
+    observer, holder = connect().cursor(), connect().cursor()
+    holder.execute("select pg_advisory_xact_lock(1)")
 
     def query(conn):
-        conn.cursor().execute("select pg_sleep(2) /* overlap */")
+        conn.cursor().execute("select pg_advisory_xact_lock_shared(1) /* overlap */")
 
     tasks = [green.spawn(query, conn) for conn in conns]
     at_once = 0
@@ -69,6 +70,7 @@ def test_queries_overlap(green, connect):
         )
         [at_once] = observer.fetchone()
         observer.connection.rollback()
+    holder.connection.rollback()
     for task in tasks:
         green.wait(task)
 
