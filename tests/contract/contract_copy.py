@@ -414,6 +414,21 @@ def test_failed_copy_keeps_nothing(green, connect, sql):
         gc.enable()
 
 
+@pytest.mark.parametrize(
+    ("following", "rows", "text"),
+    [("select 2", [(2,)], "1\n"), ("copy (select 2) to stdout", None, "1\n2\n")],
+)
+def test_statements_after_copy(conn, following, rows, text):
+    """After a COPY in the same string, rows are kept, and a COPY is carried out."""
+    file = io.StringIO()
+    cursor = conn.cursor()
+    cursor.copy_expert(f"copy (select 1) to stdout; {following}", file)
+    assert file.getvalue() == text
+    assert (cursor.fetchall() if cursor.description else None) == rows
+    cursor.execute("select 42")
+    assert cursor.fetchone() == (42,)
+
+
 def test_subclasses_and_existing_objects(green, connect):
     """Cursors of all classes can COPY, also those that existed before the patch."""
     psycogreen.unpatch_psycopg()
