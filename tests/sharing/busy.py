@@ -30,7 +30,12 @@ import threading
 
 import psycopg2
 from psycopg2.extensions import connection
-from psycopg2.extras import execute_batch, execute_values
+from psycopg2.extras import (
+    REPLICATION_PHYSICAL,
+    LogicalReplicationConnection,
+    execute_batch,
+    execute_values,
+)
 from psycopg2.pool import ThreadedConnectionPool
 
 import psycogreen
@@ -51,6 +56,8 @@ class Operation:
     prepare: Callable[[connection], object] = lambda conn: conn
     """Called with a connection before the query begins."""
     autocommit: bool = False
+    replication: bool = False
+    """Whether the connection is one of replication."""
 
 
 def enter(conn: connection) -> None:
@@ -79,6 +86,20 @@ def pool_of(conn: connection) -> ThreadedConnectionPool:
     pool = ThreadedConnectionPool(0, 1, DSN)
     pool._used[0] = conn
     return pool
+
+
+def replication(conn: connection) -> tuple[Any, str]:
+    """Return a cursor of replication, and the position where it can start."""
+    cursor = conn.cursor()
+    cursor.execute("IDENTIFY_SYSTEM")
+    [_, _, position, _] = cursor.fetchone()
+    return cursor, position
+
+
+def start_replication(prepared: tuple[Any, str]) -> None:
+    """Start replication."""
+    cursor, position = prepared
+    cursor.start_replication(slot_type=REPLICATION_PHYSICAL, start_lsn=position)
 
 
 def attribute(name: str, value: object) -> Callable[[connection], None]:
@@ -165,6 +186,26 @@ OPERATIONS = [
         AT_ONCE,
     ),
     Operation("cancel()", lambda conn: conn.cancel(), AT_ONCE),
+    Operation(
+        "replication cursor: start_replication()",
+        start_replication,
+        prepare=replication,
+        replication=True,
+    ),
+    Operation(
+        "replication cursor: consume_stream(), not started",
+        lambda prepared: prepared[0].consume_stream(print),
+        REFUSED,
+        prepare=replication,
+        replication=True,
+    ),
+    Operation(
+        "replication cursor: send_feedback()",
+        lambda prepared: prepared[0].send_feedback(flush_lsn=1),
+        AT_ONCE,
+        prepare=replication,
+        replication=True,
+    ),
 ]
 
 
@@ -174,8 +215,12 @@ class Trial:
     def __init__(self, operation: Operation) -> None:
         """Connect, and prepare."""
         self.operation = operation
-        self.conn = psycopg2.connect(DSN)
-        self.conn.autocommit = operation.autocommit
+        if operation.replication:  # which is always in autocommit
+            factory = LogicalReplicationConnection
+            self.conn = psycopg2.connect(DSN, connection_factory=factory)
+        else:
+            self.conn = psycopg2.connect(DSN)
+            self.conn.autocommit = operation.autocommit
         self.argument = operation.prepare(self.conn)
         self.done = False
         self.answer: object = None
