@@ -29,6 +29,9 @@ TESTS = [
     )
 ]
 
+# As in `make test`.
+PARALLEL = ["-n", "6"]
+
 # The oldest psycopg2-binary with a wheel for each Python. (psycopg2 is not among the
 # dependencies in pyproject.toml.)
 OLDEST_PSYCOPG2 = {
@@ -73,7 +76,7 @@ def install(session: nox.Session, *libraries: str) -> None:
 def tests(session: nox.Session, version: str, libraries: list[str]) -> None:
     """Install the package with what its tests need, and run the tests."""
     install(session, *libraries)
-    session.run("pytest", *(session.posargs or TESTS))
+    session.run("pytest", *PARALLEL, *(session.posargs or TESTS))
 
 
 for version in pythons.VERSIONS:
