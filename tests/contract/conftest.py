@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 
+import children
 import frameworks
 import psycopg2
 import pytest
@@ -107,9 +108,7 @@ def check():
                 *(sys.executable, "-P", "-W", "error", *options),
                 *("-c", start + textwrap.dedent(code)),
             ],
-            # It starts in half the time without eventlet's own resolver, which this process
-            # has.
-            env={**os.environ, "EVENTLET_NO_GREENDNS": "yes"},
+            env=children.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

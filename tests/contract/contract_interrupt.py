@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from traceback import extract_tb
 
+import children
 import psycopg2
 import pytest
 from greenlet import GreenletExit
@@ -441,7 +442,13 @@ def end():
 end()
 """
     command = [sys.executable, "-P", "-c", code]
-    subprocess.run(command, check=False, timeout=60, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        command,
+        env=children.environment(),
+        check=False,
+        timeout=60,
+        stderr=subprocess.DEVNULL,
+    )
     # The server has taken the requests by now, and acts on them in a moment.
     cursor = connect().cursor()
     cursor.connection.autocommit = True
