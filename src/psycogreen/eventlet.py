@@ -64,6 +64,8 @@ def patch_psycopg(
 class _Hub:
     """A hub of eventlet's: see `psycogreen._wait.hub.Hub`."""
 
+    releases_late = False  # hubs.use_hub() gives the thread another hub
+
     def __init__(self, hub: hubs.hub.BaseHub) -> None:
         self._hub = hub
         self.greenlet = hub.greenlet

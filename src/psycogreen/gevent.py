@@ -63,6 +63,8 @@ def patch_psycopg(
 class _Hub:
     """A hub of gevent's: see `psycogreen._wait.hub.Hub`."""
 
+    releases_late = True
+
     def __init__(self, hub: gevent.hub.Hub) -> None:
         self._hub = hub
         self.greenlet = hub

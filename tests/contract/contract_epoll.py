@@ -617,6 +617,7 @@ def test_wait_within_a_wait(green, connect, name, moment):
     conn, inner, longer = connect(), connect(), connect()
     for each in conn, inner, longer:
         query(each)
+    green.sleep(0)  # the loop is not held any more
     epoll_set = epoll.entries[conn.fileno()].epoll_set
     original = getattr(epoll_set.hub, name)
     tasks = []
@@ -636,8 +637,10 @@ def test_wait_within_a_wait(green, connect, name, moment):
     setattr(epoll_set.hub, name, interrupted)
     with green.Timeout(60):
         assert query(conn, "41 from pg_sleep(0.1)") == 41
+        green.sleep(0)
         assert green.wait(tasks[0]) == 43
         assert query(conn, "44 from pg_sleep(0.1)") == 44
+    green.sleep(0)
     assert (epoll_set.waiting, epoll_set.held) == (0, False)
 
 
@@ -645,6 +648,7 @@ def test_interrupted_before_it_waits(green, connect, monkeypatch):
     """An exception from a signal handler before the switch leaves no waiter counted."""
     conn = connect()
     query(conn)
+    green.sleep(0)  # the loop is not held any more
     epoll_set = epoll.entries[conn.fileno()].epoll_set
 
     def interrupted(*_):
@@ -662,4 +666,33 @@ def test_interrupted_before_it_waits(green, connect, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             query(conn)
         monkeypatch.undo()
+    green.sleep(0)
     assert (epoll_set.waiting, epoll_set.held) == (0, False)
+
+
+def test_loop_is_told_once(green, connect, monkeypatch):
+    """Queries one after another tell the loop once that a greenlet waits."""
+    conn = connect()
+    query(conn)
+    hub = epoll.entries[conn.fileno()].epoll_set.hub
+    if not hub.releases_late:
+        pytest.skip("eventlet's loop is told of each wait, which costs little")
+    green.sleep(0)
+    told = []
+
+    def noted(name):
+        original = getattr(hub, name)
+
+        def note(epoll_set):
+            told.append(name)
+            original(epoll_set)
+
+        monkeypatch.setattr(hub, name, note, raising=False)
+
+    noted("hold")
+    noted("release")
+    for _ in range(5):
+        query(conn)
+    assert told == ["hold"]
+    green.sleep(0)
+    assert told == ["hold", "release"]

@@ -25,7 +25,7 @@ from hub_tools import (
 from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE, set_wait_callback
 
 import psycogreen
-from psycogreen._wait import epoll, hub, native, pure
+from psycogreen._wait import epoll, hub, native, pure, twin
 
 
 class Planned(Exception):
@@ -219,27 +219,30 @@ def test_query_between_two_waits_of_one_query(green, connect, monkeypatch):
     conn.autocommit = True
     query(inner)
     query(conn)
-    loop = epoll.entries[conn.fileno()].epoll_set.hub
-    release = loop.release
+    polled = []
 
-    def interrupted(epoll_set):
-        monkeypatch.undo()
-        release(epoll_set)
-        assert query(inner, "42 from pg_sleep(0.3)") == 42
+    def poll():
+        polled.append(True)
+        if len(polled) == 2:  # after the first wait
+            monkeypatch.undo()
+            assert query(inner, "42 from pg_sleep(0.3)") == 42
+        return conn.poll()
 
-    monkeypatch.setattr(loop, "release", interrupted, raising=False)
+    monkeypatch.setitem(twin.polls, id(conn), poll)
     with green.Timeout(60):
         conn.cursor().execute(
             "do $$ begin for n in 1..2 loop raise notice '%', n; perform pg_sleep(0.1);"
             " end loop; perform pg_sleep(0.5); end $$"
         )
     assert len(conn.notices) == 2
+    assert len(polled) == 2
 
 
 def test_sleep_amid_a_wait(green, connect, monkeypatch):
     """A destructor that sleeps before a wait begins is not woken by its answer."""
     conn = connect()
     query(conn)
+    green.sleep(0)  # the loop is not held any more
     loop = epoll.entries[conn.fileno()].epoll_set.hub
     hold = loop.hold
     slept = []
@@ -265,6 +268,7 @@ def test_query_while_the_loop_is_held(green, script):
         from psycogreen._wait import epoll
         conn, inner = psycopg2.connect(dsn), psycopg2.connect(dsn)
         ask(conn)
+        green.sleep(0)  # the loop is not held any more
         loop = epoll.entries[conn.fileno()].epoll_set.hub
         hold = loop.hold
 

@@ -62,6 +62,8 @@ typedef struct {
     int epoll_fd;
     char abandoned;
     char held;
+    char releases_late; /* see Hub in hub.py */
+    char waking;        /* whether the hub is in wake_ready() */
     Py_ssize_t waiting;
     Py_ssize_t ended;
     Py_ssize_t collected;
@@ -288,6 +290,35 @@ check(State *state, Set *self)
     return replaced;
 }
 
+/* Tell the loop if no greenlet waits any more. Return 0, or -1 with an exception set. An
+   exception that is set already stays, unless this raises another one.
+
+   While greenlets are woken this may be left to the end: most of them wait again at once. */
+static int
+release(State *state, Set *self)
+{
+    PyObject *raised;
+    int status;
+
+    if (self->waiting || !self->held || (self->waking && self->releases_late)) {
+        return 0;
+    }
+    raised = take_raised();
+    status = call_method_with(self->hub, state->release, (PyObject *)self);
+    /* A signal handler or a destructor may have begun to wait in that call. */
+    if (status == 0 && self->waiting) {
+        status = call_method_with(self->hub, state->hold, (PyObject *)self);
+    }
+    if (status < 0) {
+        Py_XDECREF(raised);
+        return -1;
+    }
+    if (raised) {
+        raise_again(raised);
+    }
+    return 0;
+}
+
 /* Wake the greenlets whose sockets are ready. The hub reports their exceptions. Return 0,
    or -1 with an exception set if the hub's loop must end. */
 static int
@@ -295,17 +326,23 @@ wake_ready(State *state, Set *self)
 {
     struct epoll_event events[BATCH];
     int count = epoll_wait(self->epoll_fd, events, BATCH, 0);
+    int status = 0;
 
     if (count < 0 && errno != EINTR) {
         PyErr_SetFromErrno(PyExc_OSError);
         return report(state, self);
     }
-    for (int i = 0; i < count; i++) {
-        if (wake(state, self, events[i].data.fd) < 0 && report(state, self) < 0) {
-            return -1;
+    self->waking = 1;
+    for (int i = 0; i < count && status == 0; i++) {
+        if (wake(state, self, events[i].data.fd) < 0) {
+            status = report(state, self);
         }
     }
-    return 0;
+    self->waking = 0;
+    if (status == 0 && release(state, self) < 0) {
+        status = report(state, self);
+    }
+    return status;
 }
 
 PyDoc_STRVAR(collect_doc,
@@ -353,9 +390,10 @@ static int
 set_init(Set *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"hub", NULL};
-    PyObject *hub, *greenlet = NULL, *plain = NULL, *switch_ = NULL;
+    PyObject *hub, *greenlet = NULL, *plain = NULL, *switch_ = NULL, *late = NULL;
 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:BaseSet", names, &hub) ||
+        !(late = PyObject_GetAttrString(hub, "releases_late")) ||
         !(greenlet = PyObject_GetAttrString(hub, "greenlet")) ||
         !(plain = PyObject_GetAttrString(hub, "plain")) ||
         !(switch_ = PyObject_GetAttrString(hub, "switch"))) {
@@ -370,6 +408,8 @@ set_init(Set *self, PyObject *args, PyObject *kwargs)
     Py_XSETREF(self->greenlet, greenlet);
     Py_XSETREF(self->plain, (PyTypeObject *)plain);
     Py_XSETREF(self->switch_, switch_);
+    self->releases_late = late == Py_True;
+    Py_DECREF(late);
     self->thread = PyThreadState_GetID(PyThreadState_Get());
     self->epoll_fd = -1;
     return 0;
@@ -378,6 +418,7 @@ error:
     Py_XDECREF(greenlet);
     Py_XDECREF(plain);
     Py_XDECREF(switch_);
+    Py_XDECREF(late);
     return -1;
 }
 
@@ -502,28 +543,6 @@ poll_connection(State *state, PyObject *conn, int *code)
     return result;
 }
 
-/* Tell the loop that no greenlet waits. Return 0, or -1 with an exception set. An
-   exception that is set already stays, unless this raises another one. */
-static int
-release(State *state, Set *set)
-{
-    PyObject *raised = take_raised();
-    int status = call_method_with(set->hub, state->release, (PyObject *)set);
-
-    /* A signal handler or a destructor may have begun to wait in that call. */
-    if (status == 0 && set->waiting) {
-        status = call_method_with(set->hub, state->hold, (PyObject *)set);
-    }
-    if (status < 0) {
-        Py_XDECREF(raised);
-        return -1;
-    }
-    if (raised) {
-        raise_again(raised);
-    }
-    return 0;
-}
-
 /* Let the hub run. For a greenlet of the plain type, hub.switch() would only switch to
    the hub's greenlet, so switch directly if that is running. The entry in the caller's
    frame holds the set, which holds the hub. Return the value that was passed with the
@@ -559,7 +578,7 @@ switch_to_hub(State *state, Entry *entry)
     set->waiting--;
     status = result ? 0 : -1;
     Py_XDECREF(result);
-    if (!set->waiting && set->held && release(state, set) < 0) {
+    if (release(state, set) < 0) {
         status = -1;
     }
     return status;

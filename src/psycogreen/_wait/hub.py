@@ -47,6 +47,11 @@ class Hub(Protocol):
     """The type of the greenlets for which *switch* only switches to *greenlet*, while
     that is running."""
 
+    releases_late: bool
+    """Whether `release` may come late: not when a wait ends, but when the hub has woken all
+    greenlets that it can. Then `hold` is not called for a wait that begins meanwhile. That
+    is wrong if only `hold` finds out that the thread has another hub."""
+
     def switch(self) -> object:
         """Let the hub run until it switches back.
 

@@ -57,6 +57,7 @@ class BaseSet:
         self.greenlet = hub.greenlet
         self.plain = hub.plain
         self.switch = hub.switch
+        self.releases_late = hub.releases_late
         self.thread = this_thread.token
         self.waiting = 0
         """How many greenlets wait."""
@@ -120,6 +121,8 @@ class BaseSet:
         finally:
             self.now = 0.0
             self.ended += ended
+            if self.held and not self.waiting:
+                self.release()
 
     def wait(self, entry: Entry, state: int) -> None:
         """Let the hub run until it switches back for the socket of *entry*.
@@ -149,7 +152,9 @@ class BaseSet:
         finally:
             entry.waiter = None
             waiting = self.waiting = self.waiting - 1
-            if not waiting and self.held:
+            # While greenlets are woken this may be left to the end: most of them wait
+            # again at once.
+            if not waiting and self.held and not (self.now and self.releases_late):
                 self.release()
 
     def connect(self, conn: connection, entry: Entry, state: int) -> None:
