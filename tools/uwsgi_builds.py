@@ -20,7 +20,7 @@ OTHER_PYTHONS = [each for each in pythons.VERSIONS if each != pythons.CURRENT]
 
 # As the examples need it. The uwsgi of the extra is built apart, below.
 WHEELS = [
-    "gevent>=24.10.1",
+    "gevent>=24.10.3",
     "greenlet",
     "psycopg2-binary",
     "flask",

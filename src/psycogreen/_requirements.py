@@ -6,7 +6,7 @@ import re
 from importlib import import_module
 
 # The oldest versions that are tested.
-_MINIMUM = {"gevent": "24.10.1", "eventlet": "0.36.1"}
+_MINIMUM = {"gevent": "24.10.3", "eventlet": "0.36.1"}
 
 
 def require(name: str) -> None:
