@@ -211,6 +211,8 @@ def test_errors(green, replicate):
         cursor.consume_stream(print, keepalive_interval=0.5)
     with pytest.raises(psycopg2.ProgrammingError, match="must be int or float"):
         cursor.consume_stream(print, keepalive_interval="x")
+    with pytest.raises(TypeError, match="must be callable, not 5"), green.Timeout(10):
+        cursor.consume_stream(5)
     cursor.close()
     with pytest.raises(psycopg2.InterfaceError):
         cursor.read_message()

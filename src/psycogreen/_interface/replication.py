@@ -174,6 +174,9 @@ def _consume_stream(
         consume, interval = bind(*args, **kwargs)
     state = _state(self)
     _check(self, state, interval)
+    if not callable(consume):  # psycopg2 itself fails with a SystemError
+        msg = f"consume must be callable, not {consume!r}"
+        raise TypeError(msg)
     if interval:
         state.status_interval.set(interval)
     state.consuming = -1
