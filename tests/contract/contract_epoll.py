@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import psycopg2
 import pytest
 from greenlet import GreenletExit
-from psycopg2.extensions import parse_dsn
+from psycopg2.extensions import POLL_READ, parse_dsn
 
 import psycogreen
 from psycogreen._wait import epoll, native, pure
@@ -451,6 +451,28 @@ def test_taken_over_while_the_set_is_made_anew(green, connect, monkeypatch):
     monkeypatch.undo()
     green.call_in_hub(epoll_set._rebuild)
     green.sleep(0.01)
+
+
+def test_removed_while_its_events_are_changed(green, connect):
+    """A socket that the loop removes before its events are changed is added again."""
+    conn = connect()
+    query(conn)
+    entry = epoll.entries[conn.fileno()]
+    epoll_set = entry.epoll_set
+    original = epoll_set._epoll
+
+    def modify(fd, events):
+        epoll_set._epoll = original
+        epoll_set.remove(fd)
+        original.modify(fd, events)
+
+    epoll_set._epoll = SimpleNamespace(register=original.register, modify=modify)
+    entry.state = epoll.NOWHERE  # as while a connection is opened
+    epoll_set.change(entry, POLL_READ)
+    assert epoll_set._epoll is original
+    assert entry.state == POLL_READ
+    with green.Timeout(60):
+        assert query(conn, "42 from pg_sleep(0.1)") == 42
 
 
 def test_taken_over_while_an_entry_is_dropped(monkeypatch):

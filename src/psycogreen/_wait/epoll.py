@@ -143,18 +143,31 @@ class EpollSet(BaseSet):
             raise HubGone
         if entry.state == NOWHERE and entries.get(entry.fd) is not entry:
             self._claim(entry)
-        # Set the state first: as soon as the kernel has the socket, the loop may remove it.
-        entry.state = state
         try:
-            try:
-                self._epoll.register(entry.fd, _EVENTS[state])
-            except FileExistsError:
-                self._epoll.modify(entry.fd, _EVENTS[state])
+            self._report(entry, state)
         except OSError as ex:
             entry.state = NOWHERE
             if ex.errno in _LOST:
                 raise _lost(entry) from ex
             raise
+
+    def _report(self, entry: Entry, state: int) -> None:
+        """Make the kernel's set report *state* for the socket of *entry*."""
+        while True:
+            # Set the state first: as soon as the kernel has the socket, the loop may
+            # remove it.
+            entry.state = state
+            try:
+                self._epoll.register(entry.fd, _EVENTS[state])
+            except FileExistsError:
+                pass
+            else:
+                return
+            try:
+                self._epoll.modify(entry.fd, _EVENTS[state])
+            except FileNotFoundError:  # the loop has just removed it
+                continue
+            return
 
     def _claim(self, entry: Entry) -> None:
         """Make *entry* the one of its descriptor; raise if another thread's entry is."""
