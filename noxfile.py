@@ -30,7 +30,7 @@ TESTS = [
 ]
 
 # As in `make test`.
-PARALLEL = ["-n", "6"]
+PARALLEL = ["-n", "8"]
 
 # The oldest psycopg2-binary with a wheel for each Python. (psycopg2 is not among the
 # dependencies in pyproject.toml.)

@@ -21,7 +21,7 @@ from importlib.metadata import version
 
 import pytest
 from conftest import HBA, NO_RESOLVER, SKIPPED_CASES, TESTS, environment, make_role
-from contract.run import BACKENDS, is_for_full_run, modules, name
+from contract.run import BACKENDS, modules, name, reason_for_full_run
 from contract.stream import VARIABLE
 
 from psycogreen._check.postgres import postgres
@@ -45,8 +45,7 @@ def marks(backend, path, is_full):
     """Return the marks of a test under a backend."""
     if is_full:
         return [pytest.mark.full]
-    if is_for_full_run(backend, path):
-        reason = "does not depend on the loop, and runs with the usual ones"
+    if reason := reason_for_full_run(backend, path):
         return [pytest.mark.full(reason=reason)]
     return []
 

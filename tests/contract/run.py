@@ -28,13 +28,13 @@ BACKENDS = {
 # at all run with these backends.
 USUAL = ("gevent-libev", "eventlet-epolls", "gevent-pure", "eventlet-pure")
 
-# Rarely used hubs: only the module about the epoll set runs with them.
+# Rarely used hubs: a full run has the module about the epoll set with them.
 FEWER = ("eventlet-poll", "eventlet-selects")
 
-# The modules about what a loop does: it watches sockets, keeps time, runs threads, begins,
+# The modules about what a loop does: it watches sockets, wakes greenlets, runs in threads,
 # forks and ends. The other modules are about what psycogreen builds upon a wait, which is
 # the same with each loop: with other loops than the usual only a full run has them.
-OF_THE_LOOP = ("connect", "epoll", "hub", "places", "queries", "waits")
+OF_THE_LOOP = ("epoll", "hub", "places")
 
 
 def patch(backend: str) -> None:
@@ -61,9 +61,13 @@ def name(module: Path) -> str:
     return module.stem.removeprefix("contract_")
 
 
-def is_for_full_run(backend: str, module: Path) -> bool:
-    """Return whether only a full run has the module with that backend."""
-    return backend not in USUAL and name(module) not in OF_THE_LOOP
+def reason_for_full_run(backend: str, module: Path) -> str:
+    """Return why only a full run has the module with that backend, or an empty string."""
+    if backend in FEWER:
+        return "a rarely used hub"
+    if backend not in USUAL and name(module) not in OF_THE_LOOP:
+        return "does not depend on the loop, and runs with the usual ones"
+    return ""
 
 
 def main() -> None:
