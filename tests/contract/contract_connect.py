@@ -10,6 +10,7 @@ import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
 import pytest
+from hub_tools import await_
 from psycopg2.extensions import libpq_version, parse_dsn
 
 import psycogreen
@@ -802,8 +803,7 @@ def test_switched_to_while_connecting(green, user):
 
     with unreachable_server() as port:
         task = green.spawn(connect, port)
-        while not psycogreen.status().waiting:
-            green.sleep(0.001)
+        await_(green, lambda: psycogreen.status().waiting)
         switched = []
         for _ in range(3):
             green.call_in_hub(task.switch)
@@ -859,8 +859,7 @@ def test_two_greenlets_while_it_connects(green, user):
     with silent_server() as port:
         conn = psycopg2.connect(host="127.0.0.1", port=port, async_=True, **user)
         task = green.spawn(green.callback, conn)
-        while not psycogreen.status().waiting:
-            green.sleep(0.001)
+        await_(green, lambda: psycogreen.status().waiting)
         for _ in range(2):
             with pytest.raises(psycopg2.ProgrammingError, match="another greenlet"):
                 green.callback(conn)

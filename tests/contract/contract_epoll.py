@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import psycopg2
 import pytest
 from greenlet import GreenletExit
+from hub_tools import await_
 from psycopg2.extensions import POLL_READ, parse_dsn
 
 import psycogreen
@@ -372,10 +373,7 @@ def test_two_threads_on_one_asynchronous_connection(green, dsn, holder):
             outcome.append(str(ex))
 
     native.start_thread(work)
-    deadline = time.monotonic() + 60
-    while not outcome:
-        assert time.monotonic() < deadline
-        green.sleep(0.01)
+    await_(green, lambda: outcome)
     holder.connection.rollback()
     with green.Timeout(60):
         green.wait(task)

@@ -473,6 +473,7 @@ def test_hubs_that_end(green, script):
                 wait()
                 green.new_hub()
 
+        # Long enough: after the wait has found its hub gone, there is no answer yet.
         query = partial(ask, conn, "pg_sleep(0.05)")
         use(query)
         leak = own_leak(partial(use, partial(green.sleep, 0.001)))

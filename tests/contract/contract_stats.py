@@ -8,6 +8,7 @@ from functools import partial
 
 import psycopg2
 import pytest
+from hub_tools import await_
 from psycopg2.extensions import set_wait_callback
 
 import psycogreen
@@ -22,14 +23,6 @@ def grown(before):
         after.timed_out - before.timed_out,
         after.cancelled - before.cancelled,
     )
-
-
-def await_(green, condition):
-    """Wait until the condition holds."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        green.sleep(0.01)
 
 
 def test_waits(green, dsn):

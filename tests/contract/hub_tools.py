@@ -1,4 +1,4 @@
-"""What the tests of the hub and their scripts share.
+"""What tests of the hub and of waits share with their scripts.
 
 Scripts import this module. It does not import pytest, which takes as long as all else
 that a script needs.

@@ -584,8 +584,8 @@ switch_to_hub(State *state, Entry *entry)
     return status;
 }
 
-/* Return whether the entry is the one of its descriptor. It may raise nothing: an error
-   counts as no. */
+/* Return whether the entry is the one of its descriptor. An error is cleared and counts
+   as no: change() then asks Python, which finds out. */
 static int
 is_placed(State *state, Entry *entry)
 {

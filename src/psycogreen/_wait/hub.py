@@ -48,9 +48,9 @@ class Hub(Protocol):
     that is running."""
 
     releases_late: bool
-    """Whether `release` may come late: not when a wait ends, but when the hub has woken all
-    greenlets that it can. Then `hold` is not called for a wait that begins meanwhile. That
-    is wrong if only `hold` finds out that the thread has another hub."""
+    """Whether `release` may be called when the hub has woken all greenlets that are ready,
+    instead of when each wait ends. A wait that begins in between then needs no `hold`.
+    It must be ``False`` where only `hold` notices that the thread has another hub."""
 
     def switch(self) -> object:
         """Let the hub run until it switches back.
