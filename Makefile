@@ -5,6 +5,8 @@ BIN = .venv/bin
 # More processes than processors, because the tests wait most of the time: with six, two
 # processors were idle for a quarter of the time.
 PARALLEL = -n 8
+# The tests start a thousand Pythons. Let them keep the bytecode of what they import.
+unexport PYTHONDONTWRITEBYTECODE
 SOURCES = pyproject.toml setup.py \
     $(shell find src -type f -not -name '*.pyc' -not -path '*.egg-info/*')
 
@@ -88,10 +90,11 @@ build: .venv/test
 
 # The stamp file of a dependency group. pip supports groups since 25.1. The package itself
 # is uninstalled first: for pip, an installed package of the same version is up to date.
+# Python compiles what it imports, which is a small part of what pip would compile.
 .venv/bench .venv/demo .venv/docs .venv/matrix .venv/test .venv/wheels: $(SOURCES) | .venv
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/pip uninstall --quiet --yes psycogreen 2>/dev/null
-	$(BIN)/pip install --quiet . --group $(@F)
+	$(BIN)/pip install --quiet --no-compile . --group $(@F)
 	touch $@
 
 clean:

@@ -82,8 +82,8 @@ def _left_out(item: pytest.Item) -> tuple[str, str]:
     return item.nodeid.partition("[")[0], mark.kwargs.get("reason", "")
 
 
-# The tests that start first in a parallel run: those that build uWSGI, which others wait
-# for, and those that take long but sleep most of the time.
+# The tests that start first in a parallel run: those that set up the uWSGIs, which others
+# wait for, and those that take long but sleep most of the time.
 FIRST = [
     r"tests/test_uwsgi\.py::(test_overview|test_concurrent_queries\[gevent-debian\])",
     r"tests/test_contract\.py",

@@ -33,9 +33,15 @@ OWN_ENGINES = ["greenlet", "ugreen"]
 APP = "--module=uwsgi_app"
 
 other_pythons = [pytest.param(each, marks=pytest.mark.full) for each in OTHER_PYTHONS]
-debian_in_full = pytest.param("debian", marks=pytest.mark.full)
-each_build = pytest.mark.parametrize("build", ["pypi", "debian"])
-each_build_in_full = pytest.mark.parametrize("build", ["pypi", debian_in_full])
+
+
+def debian(*options):
+    """Return the parameters for Debian's uWSGI, which a full run has."""
+    reason = "it runs with Debian's Python"
+    return pytest.param("debian", *options, marks=pytest.mark.full(reason=reason))
+
+
+each_build = pytest.mark.parametrize("build", ["pypi", debian()])
 each_engine = pytest.mark.parametrize("engine", ENGINES)
 each_own_engine = pytest.mark.parametrize("engine", OWN_ENGINES)
 
@@ -102,7 +108,7 @@ def test_copy_and_large_objects(serve_uwsgi, engine):
         assert_alive(server)
 
 
-@each_build_in_full
+@each_build
 @each_engine
 def test_stress(serve_uwsgi, stress, build, engine):
     """Each of many concurrent requests gets its own answer."""
@@ -130,7 +136,7 @@ def test_stress_on_other_pythons(serve_uwsgi, stress, build, engine):
         stress(server, "plain")
 
 
-@each_build_in_full
+@each_build
 @each_own_engine
 def test_explicit_stress(serve_uwsgi, stress, build, engine):
     """Explicit waits for asynchronous connections give each request its own answer."""
@@ -138,7 +144,7 @@ def test_explicit_stress(serve_uwsgi, stress, build, engine):
         stress(server, "explicit")
 
 
-@pytest.mark.parametrize("build", ["pypi", debian_in_full, *other_pythons])
+@pytest.mark.parametrize("build", ["pypi", debian(), *other_pythons])
 @each_own_engine
 def test_mixed_stress(serve_uwsgi, stress, build, engine):
     """Requests in all states that a switch must keep apart get their own answers.
@@ -166,7 +172,7 @@ def test_mixed_stress_with_garbage(serve_uwsgi, engine):
 
 @pytest.mark.parametrize(
     ("build", "options"),
-    [("pypi", ()), ("debian", ()), ("debian", ("--enable-threads",))],
+    [("pypi", ()), debian(()), debian(("--enable-threads",))],
 )
 @each_own_engine
 def test_collect_while_suspended(serve_uwsgi, build, engine, options):
@@ -194,7 +200,7 @@ def test_query_amid_a_wait(serve_uwsgi, build, engine):
 
 
 @pytest.mark.parametrize(
-    ("build", "options"), [("pypi", ()), ("debian", ("--enable-threads",))]
+    ("build", "options"), [("pypi", ()), debian(("--enable-threads",))]
 )
 @pytest.mark.parametrize("engine", ["gevent", "ugreen"])
 def test_native_threads(serve_uwsgi, build, engine, options):
@@ -353,15 +359,16 @@ UNSERVED = {
     "threads": ("pypi", None, ("--threads=4",), "without an async engine"),
     "async": ("pypi", None, ("--async=10",), "no coroutine engine"),
     "one core": ("pypi", None, ("--ugreen",), "without an async engine"),
-    "asyncio": ("debian", "asyncio", ("--asyncio=10", "--greenlet"), "'asyncio'"),
-    "tornado": ("debian", "tornado", ("--tornado=10", "--greenlet"), "'tornado'"),
+    "asyncio": debian("asyncio", ("--asyncio=10", "--greenlet"), "'asyncio'"),
+    "tornado": debian("tornado", ("--tornado=10", "--greenlet"), "'tornado'"),
 }
 
 
-@pytest.mark.parametrize("how", UNSERVED)
-def test_unserved_engines(serve_uwsgi, how):
+@pytest.mark.parametrize(
+    ("build", "engine", "options", "reason"), UNSERVED.values(), ids=UNSERVED.keys()
+)
+def test_unserved_engines(serve_uwsgi, build, engine, options, reason):
     """Without a usable engine queries block, and the log gives the reason once."""
-    build, engine, options, reason = UNSERVED[how]
     with serve_uwsgi(build, engine, "--master", *options, APP) as server:
         [line] = server.await_line(LEFT_ALONE)
         assert "psycopg2 blocks as usual: " in line[0]
@@ -406,8 +413,8 @@ def test_gevent_is_not_uwsgis(serve_uwsgi):
         assert "use psycogreen.gevent" in request(f"{server.url}/explicit/x/0").body
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("build", ["pypi", "debian"])
+@each_build
+@each_engine
 def test_examples(serve_uwsgi, examples, build, engine):
     """The configuration files of the examples run the example application."""
     ini = examples / f"uwsgi-{engine}.ini"

@@ -7,6 +7,7 @@ the others wait.
 from __future__ import annotations
 
 import fcntl
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,7 @@ def environment(
     contents = "\n".join([_version(python), *requirements])
     with locked():
         if not made.exists() or made.read_text() != contents:
-            run(python, "-m", "venv", "--clear", folder)
+            run(python, "-m", "venv", "--clear", "--without-pip", folder)
             install(folder, *requirements)
             prepare(folder)
             made.write_text(contents)
@@ -59,9 +60,9 @@ def is_made(name: str) -> bool:
 
 
 def install(folder: Path, *what: str, env: Mapping[str, str] | None = None) -> None:
-    """Call the environment's pip, with *env* added to this process's environment."""
-    python = str(folder / "bin" / "python")
-    run(python, "-m", "pip", "install", "--quiet", *what, **(env or {}))
+    """Install into the environment, with *env* added to this process's environment."""
+    pip = [sys.executable, "-m", "pip", f"--python={folder / 'bin' / 'python'}"]
+    run(*pip, "install", "--quiet", "--no-compile", *what, **(env or {}))
 
 
 def _version(python: Path | str) -> str:
