@@ -15,6 +15,7 @@ import psycopg2
 import pytest
 from psycopg2.extras import LogicalReplicationConnection
 
+import psycogreen
 from psycogreen.pool import Pool, PoolClosed
 
 
@@ -156,6 +157,11 @@ def pool_cannot_connect(green, connect, conn):
         pool.close()
 
 
+def check_fails(green, connect, conn):
+    """Check with several connections to a database that does not exist."""
+    psycogreen.check(f"{conn.dsn} dbname=missing", framework=green.name, queries=3)
+
+
 ERRORS = {
     query: psycopg2.errors.DivisionByZero,
     executemany: psycopg2.errors.DivisionByZero,
@@ -176,6 +182,7 @@ ERRORS = {
     database_unknown: psycopg2.OperationalError,
     pool_closed: PoolClosed,
     pool_cannot_connect: psycopg2.OperationalError,
+    check_fails: psycopg2.OperationalError,
 }
 """What fails, and with which error; ``None`` is the framework's own Timeout."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -50,11 +51,11 @@ class Loop(ABC):
 
     @abstractmethod
     def spawn(self, function: Callable[[], object]) -> Any:  # noqa: ANN401
-        """Run *function* as a task of the loop; return the task."""
+        """Run *function* as a task of the loop, which an error ends silently."""
 
     @abstractmethod
     def join(self, task: Any) -> None:  # noqa: ANN401
-        """Wait for the end of *task*; raise what it raised."""
+        """Wait for the end of *task*."""
 
     def resolver_blocks(self) -> bool:
         """Return whether the framework's own resolver blocks the loop."""
@@ -62,13 +63,18 @@ class Loop(ABC):
 
     def run_all(self, functions: Iterable[Callable[[], object]]) -> None:
         """Call all *functions* concurrently; on an error, kill the others and raise it."""
-        tasks = [self.spawn(function) for function in functions]
+        failed: list[Exception] = []
+        tasks = [self.spawn(partial(_run, function, failed)) for function in functions]
         try:
             for task in tasks:
                 self.join(task)
+                if failed:
+                    raise failed[0]
         finally:
             for task in tasks:
                 task.kill()
+            # An error refers to the frames it went through, and so to this list.
+            failed.clear()
 
     @contextmanager
     def ticking(self) -> Iterator[Ticker]:
@@ -112,11 +118,10 @@ class GeventLoop(Loop):
         return self._gevent.Timeout(seconds, False)
 
     def spawn(self, function: Callable[[], object]) -> Any:  # noqa: ANN401
-        return self._gevent.spawn(_error, function)
+        return self._gevent.spawn(_silenced, function)
 
     def join(self, task: Any) -> None:  # noqa: ANN401
-        if error := task.get():
-            raise error
+        task.join()
 
     def resolver_blocks(self) -> bool:
         from gevent.resolver.blocking import Resolver
@@ -152,11 +157,10 @@ class EventletLoop(Loop):
         return self._eventlet.Timeout(seconds, False)
 
     def spawn(self, function: Callable[[], object]) -> Any:  # noqa: ANN401
-        return self._eventlet.spawn(_error, function)
+        return self._eventlet.spawn(_silenced, function)
 
     def join(self, task: Any) -> None:  # noqa: ANN401
-        if error := task.wait():
-            raise error
+        task.wait()
 
 
 LOOPS: dict[str, type[Loop]] = {"gevent": GeventLoop, "eventlet": EventletLoop}
@@ -174,13 +178,15 @@ def loop(name: str) -> Loop:
     return LOOPS[name]()
 
 
-def _error(function: Callable[[], object]) -> Exception | None:
-    """Call *function*; return the exception that it raises.
-
-    Otherwise the framework would print the traceback of the task.
-    """
+def _run(function: Callable[[], object], failed: list[Exception]) -> None:
+    """Call *function*; append the exception that it raises to *failed*."""
     try:
         function()
     except Exception as ex:  # noqa: BLE001
-        return ex
-    return None
+        failed.append(ex)
+
+
+def _silenced(function: Callable[[], object]) -> None:
+    """Call *function*; the framework would print the traceback of an error."""
+    with suppress(Exception):
+        function()
