@@ -224,6 +224,11 @@ def _wait_socket(fd: int, *, write: bool, timeout: float | None) -> None:
     if hub is gevent.getcurrent():
         wait_in_hub(fd, write=write, timeout=timeout)
         return
+    _wait_in_greenlet(fd, write=write, timeout=timeout)
+
+
+def _wait_in_greenlet(fd: int, *, write: bool, timeout: float | None) -> None:
+    """Wait for *fd* as `SocketWait` describes, in a greenlet with a living hub."""
     before = forks.count
     wait_ready = gevent.socket.wait_write if write else gevent.socket.wait_read
     try:
@@ -247,9 +252,11 @@ def _resolve(host: str) -> list[str]:
         return lookups.addresses(host, _socket.getaddrinfo)
     if type(hub.resolver) is gevent.resolver.thread.Resolver:
         # The same lookup, in a thread that is cheaper than one of the hub's pool.
-        return lookups.look_up(host, _socket.getaddrinfo, _wait_socket)
+        return lookups.look_up(host, _socket.getaddrinfo, _wait_in_greenlet)
     return lookups.look_up(
-        host, gevent.socket.getaddrinfo, _wait_socket, start=gevent.spawn, among=hub
+        *(host, gevent.socket.getaddrinfo, _wait_in_greenlet),
+        start=gevent.spawn,
+        among=hub,
     )
 
 

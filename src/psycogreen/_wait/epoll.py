@@ -92,7 +92,11 @@ class EpollSet(BaseSet):
         fd = conn.fileno()
         reference = _Reference(conn, _forget_dead)
         reference.fd = fd
-        return self._placed(Entry(self, reference, fd), conn)
+        made = Entry(self, reference, fd)
+        # The usual case, without a call of Python code.
+        if entries.setdefault(fd, made) is made:
+            return made
+        return self._placed(made, conn)
 
     def _placed(self, made: Entry, conn: connection) -> Entry:
         """Make *made* the entry of its descriptor, unless *conn* has one; return that."""
@@ -322,9 +326,10 @@ def _forget_dead(
     """Drop the entry of a connection that was collected. Called in any thread."""
     if exiting():
         return  # a connection may outlive the names of this module
-    entry = entries.get(reference.fd)
-    if entry and entry.conn is reference:
-        forget(entry)
+    fd = reference.fd
+    # No call between these steps, as in forget().
+    if fd in entries and entries[fd].conn is reference:
+        del entries[fd]
 
 
 def forget(entry: Entry) -> None:
