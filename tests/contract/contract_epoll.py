@@ -339,7 +339,7 @@ def test_one_connection_in_two_threads(green, connect):
     outcome = []
 
     def work():
-        with green.ticking(2):
+        with green.ticking():
             outcome.append(query(conn, "2 from pg_sleep(0.05)"))
         outcome.append(epoll.entries[conn.fileno()].epoll_set)
 
@@ -350,7 +350,7 @@ def test_one_connection_in_two_threads(green, connect):
         native_sleep(0.01)
     assert outcome[0] == 2
     assert outcome[1] is not first
-    with green.ticking(2):
+    with green.ticking():
         assert query(conn, "3 from pg_sleep(0.05)") == 3
     assert epoll.entries[conn.fileno()].epoll_set is first
 

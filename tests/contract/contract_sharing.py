@@ -139,8 +139,8 @@ METHODS = {
 def test_waits_its_turn(green, busy, name):
     """A method that takes the connection's lock waits for its turn; the loop goes on."""
     task = busy.queue(METHODS[name], busy.conn)
-    with green.ticking():
-        time.sleep(0.05)
+    with green.ticking() as ticker:
+        until(lambda: ticker.ticks > 1)
     assert turns.queued() == 1
     busy.end()
     green.wait(task)

@@ -63,10 +63,11 @@ class Framework:
         raise NotImplementedError
 
     @contextmanager
-    def ticking(self, at_least: int = 3) -> Iterator[Ticker]:
+    def ticking(self, at_least: int = 2) -> Iterator[Ticker]:
         """Assert that the loop goes on during the block: *at_least* so many ticks.
 
-        There are few if the machine is busy, but none if the loop stands still.
+        There are few if the machine is busy. If the loop stands still there is none, or one
+        at the end.
         """
         ticker = Ticker(self.sleep, 0.002)
         task = self.spawn(ticker.run)
