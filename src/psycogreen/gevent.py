@@ -254,7 +254,9 @@ def _resolve(host: str) -> list[str]:
         # The same lookup, in a thread that is cheaper than one of the hub's pool.
         return lookups.look_up(host, _socket.getaddrinfo, _wait_in_greenlet)
     return lookups.look_up(
-        *(host, gevent.socket.getaddrinfo, _wait_in_greenlet),
+        host,
+        gevent.socket.getaddrinfo,
+        _wait_in_greenlet,
         start=gevent.spawn,
         among=hub,
     )
