@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import psycopg2
 import pytest
-from greenlet import GreenletExit, settrace
+from greenlet import GreenletExit
 from hub_tools import await_
 from psycopg2.extensions import POLL_READ, parse_dsn
 
@@ -716,71 +716,3 @@ def test_loop_is_told_once(green, connect, monkeypatch):
     assert told == ["hold"]
     green.sleep(0)
     assert told == ["hold", "release"]
-
-
-def ready(green, connect, *jobs):
-    """Return spawned greenlets whose first answers have arrived.
-
-    Each job is called with a connection. The loop has not run since.
-    """
-    conns = [connect() for _ in jobs]
-    for conn in conns:
-        query(conn)
-    tasks = [green.spawn(job, conn) for job, conn in zip(jobs, conns, strict=True)]
-    green.sleep(0)
-    for conn in conns:
-        native.wait_socket(conn.fileno(), write=False, timeout=60)
-    return tasks
-
-
-def twice(conn):
-    """Query twice."""
-    query(conn)
-    return query(conn, "42")
-
-
-def test_ready_together(green, connect):
-    """In C a greenlet that waits switches to the next one that is ready, not to the hub."""
-    switches = []
-    tasks = ready(green, connect, twice, twice)
-    before = settrace(lambda _, pair: switches.append({*pair}))
-    try:
-        assert [green.wait(task) for task in tasks] == [42, 42]
-    finally:
-        settrace(before)
-    plain = type(tasks[0]) is epoll.set_in_use().hub.plain
-    direct = psycogreen.status().compiled and plain
-    assert ({*tasks} in switches) == direct
-
-
-def test_freed_while_another_waits(green, connect):
-    """A greenlet that has ended is freed, also if the one that switched to it waits."""
-    holder = connect()
-    query(holder, "pg_advisory_lock(4242)")
-
-    def waits(conn):
-        query(conn)
-        query(conn, "pg_advisory_lock(4242)")
-
-    def ends(conn):
-        query(conn, "1 from pg_sleep(0.2)")  # so that it is the last in the batch
-
-    tasks = ready(green, connect, waits, ends)
-    green.wait(tasks[1])
-    freed = weakref.ref(tasks.pop())
-    await_(green, lambda: freed() is None)
-    query(holder, "pg_advisory_unlock(4242)")
-    green.wait(tasks.pop())
-
-
-def test_error_in_a_batch(green, connect):
-    """An exception of a greenlet to which another one has switched is its own."""
-
-    def fails(conn):
-        query(conn, "1 from pg_sleep(0.2)")
-        raise ZeroDivisionError
-
-    first, failing, last = ready(green, connect, twice, fails, twice)
-    with pytest.raises(ZeroDivisionError):
-        green.wait(failing)
-    assert [green.wait(task) for task in (first, last)] == [42, 42]

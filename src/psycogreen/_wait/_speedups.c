@@ -23,8 +23,8 @@
 
 #define CHECK_INTERVAL 1000
 
-/* The maximum number of events in a batch. The loop finds the remaining events in its next
-   turn. */
+/* The maximum number of events in a batch. They lie on the stack, which greenlet copies
+   at each switch. The loop finds the remaining events in its next turn. */
 #define BATCH 64
 
 /* psycopg2.extensions.POLL_OK, POLL_READ. */
@@ -64,11 +64,6 @@ typedef struct {
     char held;
     char releases_late; /* see Hub in hub.py */
     char waking;        /* whether the hub is in wake_ready() */
-    char relaying;      /* whether the relay's parent is another greenlet than the hub */
-    PyGreenlet *relay;  /* see switch_to_next() */
-    int next;           /* the place of the next event in the batch */
-    int count;
-    struct epoll_event batch[BATCH];
     Py_ssize_t waiting;
     Py_ssize_t ended;
     Py_ssize_t collected;
@@ -239,59 +234,40 @@ report(State *state, Set *self)
     return status;
 }
 
-/* Return the entry of the batch's next event if a greenlet waits for it here, borrowed from
-   the dictionary. Return NULL without an exception if none does, or with one set after an
-   error. It looks at each event when that is due: a greenlet that was woken before may have
-   killed the one that waited. */
-static Entry *
-next_entry(State *state, Set *self)
-{
-    PyObject *fd = PyLong_FromLong(self->batch[self->next].data.fd);
-    Entry *entry = fd ? get_entry(state, fd) : NULL;
-
-    Py_XDECREF(fd);
-    return entry && entry->epoll_set == self && entry->waiter ? entry : NULL;
-}
-
-/* Count the batch's next event as handled, and the wait that it ends. */
-static void
-take_event(Set *self, Entry *entry)
-{
-    self->next++;
-    self->ended += !entry->attempt; /* to connect is one wait, counted at its end */
-}
-
-/* Remove the socket of the batch's next event, for which no greenlet waits, from the
-   kernel's set. Return 0, or -1 with an exception set. */
+/* Run the greenlet that waits for a descriptor until it switches back. If none waits,
+   remove the descriptor. Return 0, or -1 with an exception set. */
 static int
-remove_next(State *state, Set *self)
+wake(State *state, Set *self, int number)
 {
-    PyObject *fd = PyLong_FromLong(self->batch[self->next++].data.fd);
-    int status = fd ? call_method_with((PyObject *)self, state->remove, fd) : -1;
-
-    Py_XDECREF(fd);
-    return status;
-}
-
-/* Run the greenlet that waits for the batch's next event, until the hub is switched to. If
-   none waits, remove the socket. Return 0, or -1 with an exception set. */
-static int
-wake(State *state, Set *self)
-{
-    Entry *entry = next_entry(state, self);
-    PyObject *waiter, *result;
+    PyObject *fd = PyLong_FromLong(number);
+    PyObject *waiter = NULL, *result;
+    Entry *entry;
     int status;
 
-    if (!entry) {
-        return PyErr_Occurred() ? -1 : remove_next(state, self);
+    if (!fd) {
+        return -1;
     }
-    take_event(self, entry);
-    /* The entry drops its reference while the greenlet runs. */
-    waiter = Py_NewRef(entry->waiter);
-    result = PyGreenlet_Switch((PyGreenlet *)waiter, NULL, NULL);
-    Py_DECREF(waiter);
-    status = result ? 0 : -1;
-    Py_XDECREF(result);
+    entry = get_entry(state, fd);
+    if (!entry && PyErr_Occurred()) {
+        Py_DECREF(fd);
+        return -1;
+    }
+    if (entry && entry->epoll_set == self) {
+        waiter = entry->waiter;
+    }
+    if (waiter) {
+        /* The entry drops its reference while the greenlet runs. */
+        Py_INCREF(waiter);
+        self->ended += !entry->attempt; /* to connect is one wait, counted at its end */
+        result = PyGreenlet_Switch((PyGreenlet *)waiter, NULL, NULL);
+        Py_DECREF(waiter);
+        status = result ? 0 : -1;
+        Py_XDECREF(result);
+    }
+    else {
+        status = call_method_with((PyObject *)self, state->remove, fd);
+    }
+    Py_DECREF(fd);
     return status;
 }
 
@@ -343,57 +319,26 @@ release(State *state, Set *self)
     return 0;
 }
 
-/* Let the relay drop the greenlet that it has led to, which may have ended. Return 0, or -1
-   with an exception set. */
-static int
-end_relay(Set *self)
-{
-    if (!self->relaying) {
-        return 0;
-    }
-    self->relaying = 0;
-    return PyGreenlet_SetParent(self->relay, (PyGreenlet *)self->greenlet);
-}
-
-/* Ask the kernel for a batch of events. Return 0, or -1 with an exception set. */
-static int
-fetch_batch(Set *self)
-{
-    int count = epoll_wait(self->epoll_fd, self->batch, BATCH, 0);
-
-    if (count < 0 && errno != EINTR) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
-    }
-    self->next = 0;
-    self->count = count < 0 ? 0 : count;
-    return 0;
-}
-
 /* Wake the greenlets whose sockets are ready. The hub reports their exceptions. Return 0,
-   or -1 with an exception set if the hub's loop must end.
-
-   A greenlet may run the loop itself, which calls this in the middle of a batch. Then this
-   handles the rest of that batch. */
+   or -1 with an exception set if the hub's loop must end. */
 static int
 wake_ready(State *state, Set *self)
 {
+    struct epoll_event events[BATCH];
+    int count = epoll_wait(self->epoll_fd, events, BATCH, 0);
     int status = 0;
 
-    if (self->next == self->count && fetch_batch(self) < 0) {
+    if (count < 0 && errno != EINTR) {
+        PyErr_SetFromErrno(PyExc_OSError);
         return report(state, self);
     }
     self->waking = 1;
-    while (self->next < self->count && status == 0) {
-        if (wake(state, self) < 0) {
-            status = report(state, self);
-        }
-        if (end_relay(self) < 0) {
+    for (int i = 0; i < count && status == 0; i++) {
+        if (wake(state, self, events[i].data.fd) < 0) {
             status = report(state, self);
         }
     }
     self->waking = 0;
-    self->next = self->count; /* the kernel reports again what was not handled */
     if (status == 0 && release(state, self) < 0) {
         status = report(state, self);
     }
@@ -441,26 +386,11 @@ collect(Set *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(nargs)
 
 /* ---- sets ------------------------------------------------------------------ */
 
-/* Return a greenlet that has ended already, or NULL with an exception set. */
-static PyGreenlet *
-make_relay(void)
-{
-    PyGreenlet *relay = PyGreenlet_New((PyObject *)&PyBaseObject_Type, NULL);
-    PyObject *result = relay ? PyGreenlet_Switch(relay, NULL, NULL) : NULL;
-
-    if (!result) {
-        Py_CLEAR(relay);
-    }
-    Py_XDECREF(result);
-    return relay;
-}
-
 static int
 set_init(Set *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"hub", NULL};
     PyObject *hub, *greenlet = NULL, *plain = NULL, *switch_ = NULL, *late = NULL;
-    PyGreenlet *relay = NULL;
 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:BaseSet", names, &hub) ||
         !(late = PyObject_GetAttrString(hub, "releases_late")) ||
@@ -474,23 +404,17 @@ set_init(Set *self, PyObject *args, PyObject *kwargs)
                      greenlet, plain);
         goto error;
     }
-    if (!(relay = make_relay())) {
-        goto error;
-    }
     Py_XSETREF(self->hub, Py_NewRef(hub));
     Py_XSETREF(self->greenlet, greenlet);
     Py_XSETREF(self->plain, (PyTypeObject *)plain);
     Py_XSETREF(self->switch_, switch_);
-    Py_XSETREF(self->relay, relay);
-    self->relaying = 1;
     self->releases_late = late == Py_True;
     Py_DECREF(late);
     self->thread = PyThreadState_GetID(PyThreadState_Get());
     self->epoll_fd = -1;
-    return end_relay(self);
+    return 0;
 
 error:
-    Py_XDECREF(relay);
     Py_XDECREF(greenlet);
     Py_XDECREF(plain);
     Py_XDECREF(switch_);
@@ -504,7 +428,6 @@ set_traverse(Set *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->hub);
     Py_VISIT(self->greenlet);
-    Py_VISIT(self->relay);
     Py_VISIT(self->plain);
     Py_VISIT(self->switch_);
     Py_VISIT(self->epoll);
@@ -516,7 +439,6 @@ set_clear(Set *self)
 {
     Py_CLEAR(self->hub);
     Py_CLEAR(self->greenlet);
-    Py_CLEAR(self->relay);
     Py_CLEAR(self->plain);
     Py_CLEAR(self->switch_);
     Py_CLEAR(self->epoll);
@@ -621,48 +543,19 @@ poll_connection(State *state, PyObject *conn, int *code)
     return result;
 }
 
-/* Switch to the greenlet that the hub would wake next, which saves one switch of two. Only
-   between greenlets of the plain type, so that the hub runs as soon as one of them ends.
-   Return the value that was passed with the switch back, or NULL with an exception set.
-   Return NULL without an exception if the hub must run.
-
-   A reference to the other greenlet must not be held until the switch back: greenlet-local
-   data lives as long as its greenlet. But a greenlet must live during a call of its switch.
-   So switch to the relay, a greenlet that has ended: greenlet goes on to its parent. */
+/* Let the hub run. For a greenlet of the plain type, hub.switch() would only switch to
+   the hub's greenlet, so switch directly if that is running. The entry in the caller's
+   frame holds the set, which holds the hub. Return the value that was passed with the
+   switch back, or NULL with an exception set. */
 static PyObject *
-switch_to_next(State *state, Set *set)
-{
-    Entry *entry = set->next < set->count ? next_entry(state, set) : NULL;
-
-    if (!entry || !Py_IS_TYPE(entry->waiter, set->plain)) {
-        PyErr_Clear();
-        return NULL;
-    }
-    /* This is complete before the relay drops its former parent, whose end may run code. */
-    take_event(set, entry);
-    set->relaying = 1;
-    if (PyGreenlet_SetParent(set->relay, (PyGreenlet *)entry->waiter) < 0) {
-        PyErr_Clear(); /* the kernel reports the event again */
-        return NULL;
-    }
-    return PyGreenlet_Switch(set->relay, NULL, NULL);
-}
-
-/* Let the hub run, or what it would run next. For a greenlet of the plain type, hub.switch()
-   would only switch to the hub's greenlet, so switch directly if that is running. The entry
-   in the caller's frame holds the set, which holds the hub and the relay. Return the value
-   that was passed with the switch back, or NULL with an exception set. */
-static PyObject *
-switch_from(State *state, Set *set, PyObject *current)
+switch_from(Set *set, PyObject *current)
 {
     PyGreenlet *hub = (PyGreenlet *)set->greenlet;
-    PyObject *result;
 
-    if (!Py_IS_TYPE(current, set->plain) || !PyGreenlet_ACTIVE(hub)) {
-        return PyObject_CallNoArgs(set->switch_);
+    if (Py_IS_TYPE(current, set->plain) && PyGreenlet_ACTIVE(hub)) {
+        return PyGreenlet_Switch(hub, NULL, NULL);
     }
-    result = set->waking ? switch_to_next(state, set) : NULL;
-    return result || PyErr_Occurred() ? result : PyGreenlet_Switch(hub, NULL, NULL);
+    return PyObject_CallNoArgs(set->switch_);
 }
 
 /* Let the hub run, with the entry's waiter set. Return 0, or -1 with an exception set:
@@ -679,7 +572,7 @@ switch_to_hub(State *state, Entry *entry)
         return -1;
     }
     set->waiting++;
-    result = switch_from(state, set, entry->waiter);
+    result = switch_from(set, entry->waiter);
     /* Any greenlet may switch back: poll() shows whether it was too early. */
     Py_CLEAR(entry->waiter);
     set->waiting--;

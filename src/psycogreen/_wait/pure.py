@@ -145,8 +145,6 @@ class BaseSet:
         self.waiting += 1
         try:
             # Any greenlet may switch back: poll() shows whether it was too early.
-            # C switches to the next greenlet that is ready, if there is one. From here,
-            # the call would keep that one alive until the switch back.
             if type(current) is self.plain and self.greenlet:
                 switch_to(self.greenlet)
             else:
