@@ -4,6 +4,7 @@ import errno
 import gc
 import logging
 import os
+import sys
 import tempfile
 import time
 from contextlib import closing, suppress
@@ -461,6 +462,8 @@ def test_hubs_that_end(green, script):
     """The epoll set of a hub is closed when another hub replaces that hub."""
     if os.environ.get("EVENTLET_HUB") == "asyncio":
         pytest.skip("eventlet's asyncio hub cannot be made twice in a thread")
+    if green.name == "eventlet" and sys.version_info >= (3, 15):
+        pytest.skip("a process that leaves eventlet's hubs can crash on Python 3.15")
     script(
         """
         from functools import partial
