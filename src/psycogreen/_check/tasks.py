@@ -51,7 +51,7 @@ class Loop(ABC):
 
     @abstractmethod
     def spawn(self, function: Callable[[], object]) -> Any:  # noqa: ANN401
-        """Run *function* as a task of the loop, which an error ends silently."""
+        """Run *function* as a task that an error ends silently; return the task."""
 
     @abstractmethod
     def join(self, task: Any) -> None:  # noqa: ANN401

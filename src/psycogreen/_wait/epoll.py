@@ -92,11 +92,7 @@ class EpollSet(BaseSet):
         fd = conn.fileno()
         reference = _Reference(conn, _forget_dead)
         reference.fd = fd
-        made = Entry(self, reference, fd)
-        # The usual case, without a call of Python code.
-        if entries.setdefault(fd, made) is made:
-            return made
-        return self._placed(made, conn)
+        return self._placed(Entry(self, reference, fd), conn)
 
     def _placed(self, made: Entry, conn: connection) -> Entry:
         """Make *made* the entry of its descriptor, unless *conn* has one; return that."""
@@ -326,10 +322,9 @@ def _forget_dead(
     """Drop the entry of a connection that was collected. Called in any thread."""
     if exiting():
         return  # a connection may outlive the names of this module
-    fd = reference.fd
-    # No call between these steps, as in forget().
-    if fd in entries and entries[fd].conn is reference:
-        del entries[fd]
+    entry = entries.get(reference.fd)
+    if entry and entry.conn is reference:
+        forget(entry)
 
 
 def forget(entry: Entry) -> None:
