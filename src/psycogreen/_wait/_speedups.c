@@ -6,6 +6,12 @@
    used after a switch, unless an object that a frame owns holds it. If the greenlet is
    dropped meanwhile, greenlet throws GreenletExit into it, so that its frames return and
    release their references.
+
+   On Python 3.15, the garbage collector finds a greenlet that is suspended, with all that
+   its Python frames refer to, since greenlet 3.5.2. What it finds may be cleared already
+   when GreenletExit is thrown; what a C frame owns is not found. So a wait owns its Entry,
+   but collect() does not own its Set: then a hub that is suspended there and that nothing
+   else refers to could never be collected. After a switch, its hub may be gone.
 */
 
 #define PY_SSIZE_T_CLEAN
@@ -222,14 +228,26 @@ call_method_with(PyObject *self, PyObject *name, PyObject *argument)
     return result ? 0 : -1;
 }
 
+/* Call the hub's method for its set. Return 0, or -1 with an exception set. */
+static int
+tell_hub(Set *self, PyObject *name)
+{
+    return self->hub ? call_method_with(self->hub, name, (PyObject *)self) : 0;
+}
+
 /* Clear the exception that is set and let the hub report it. Return 0, or -1 with an
    exception set if the hub's loop must end. */
 static int
 report(State *state, Set *self)
 {
-    PyObject *raised = take_raised();
-    int status = call_method_with(self->hub, state->handle_error, raised);
+    PyObject *raised;
+    int status;
 
+    if (!self->hub) { /* it is being collected: the exception ends it */
+        return -1;
+    }
+    raised = take_raised();
+    status = call_method_with(self->hub, state->handle_error, raised);
     Py_DECREF(raised);
     return status;
 }
@@ -304,10 +322,10 @@ release(State *state, Set *self)
         return 0;
     }
     raised = take_raised();
-    status = call_method_with(self->hub, state->release, (PyObject *)self);
+    status = tell_hub(self, state->release);
     /* A signal handler or a destructor may have begun to wait in that call. */
     if (status == 0 && self->waiting) {
-        status = call_method_with(self->hub, state->hold, (PyObject *)self);
+        status = tell_hub(self, state->hold);
     }
     if (status < 0) {
         Py_XDECREF(raised);
@@ -363,7 +381,7 @@ collect(Set *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(nargs)
     }
     state = PyModule_GetState(module);
     if (self->abandoned) {
-        status = call_method_with(self->hub, state->release, (PyObject *)self);
+        status = tell_hub(self, state->release);
     }
     else if (self->epoll_fd < 0) { /* closed */
         status = 0;
