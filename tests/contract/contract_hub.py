@@ -4,7 +4,6 @@ import errno
 import gc
 import logging
 import os
-import sys
 import tempfile
 import time
 from contextlib import closing, suppress
@@ -201,7 +200,7 @@ def test_query_while_an_entry_is_made(green, connect, monkeypatch):
     """A destructor that queries while an entry is made disturbs no wait."""
     inner, conn = connect(), connect()
     query(inner)
-    entry = epoll.Entry
+    entry = epoll.EpollSet.entry
 
     def interrupted(*arguments):
         monkeypatch.undo()
@@ -209,7 +208,7 @@ def test_query_while_an_entry_is_made(green, connect, monkeypatch):
         assert query(inner, "42 from pg_sleep(0.1)") == 42
         return entry(*arguments)
 
-    monkeypatch.setattr(epoll, "Entry", interrupted)
+    monkeypatch.setattr(epoll.EpollSet, "entry", interrupted)
     with green.Timeout(60):
         assert query(conn, "41") == 41
 

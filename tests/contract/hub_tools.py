@@ -4,9 +4,11 @@ Scripts import this module. It does not import pytest, which takes as long as al
 that a script needs.
 """
 
+import _thread
 import gc
 import os
 import time
+from pathlib import Path
 
 from psycogreen._wait import native
 
@@ -57,6 +59,7 @@ def in_threads(function, number):
 
         def work(ended=ended, outcome=outcome):
             try:
+                outcome.append(_thread.get_native_id())
                 outcome.append(function())
             finally:
                 ended.release()
@@ -64,7 +67,10 @@ def in_threads(function, number):
         native.start_thread(work)
         while not ended.acquire(timeout=0.01):
             pass
-        assert outcome
+        assert len(outcome) == 2
+        # Its loop is closed after that.
+        while Path(f"/proc/self/task/{outcome[0]}").exists():
+            native_sleep(0.001)
 
 
 def back(count, before):

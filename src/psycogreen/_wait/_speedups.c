@@ -45,12 +45,14 @@ typedef struct {
     PyCFunction own_fileno;
     PyObject *entries; /* a dictionary: descriptor -> Entry */
     PyObject *polls;   /* a dictionary: id of a connection -> replacement of its poll */
+    PyObject *forget;  /* the module's function */
     PyObject *poll;    /* names of methods */
     PyObject *fileno;
     PyObject *hold;
     PyObject *release;
     PyObject *change;
     PyObject *follow;
+    PyObject *place;
     PyObject *check;
     PyObject *remove;
     PyObject *handle_error;
@@ -76,9 +78,8 @@ typedef struct {
 } Set;
 
 typedef struct {
-    PyObject_HEAD
+    PyWeakReference conn;
     Set *epoll_set;
-    PyObject *conn; /* a weak reference */
     PyObject *waiter;
     PyObject *attempt; /* to connect, until the connection is established; else NULL */
     double since;   /* of time.monotonic() */
@@ -98,51 +99,38 @@ typedef struct {
 static struct PyModuleDef definition;
 
 
-/* ---- entries --------------------------------------------------------------- */
+/* ---- connections ----------------------------------------------------------- */
 
-static int
-entry_init(Entry *self, PyObject *args, PyObject *kwargs)
+/* Call a method without arguments. Return the result, a new reference, or NULL with an
+   exception set. An object of exactly psycopg2's type has psycopg2's own method: calling
+   its C function saves the lookup and the call through Python. */
+static inline PyObject *
+call_connection(State *state, PyObject *conn, PyCFunction own, PyObject *name)
 {
-    static char *names[] = {"epoll_set", "conn", "fd", NULL};
-    PyObject *module = PyType_GetModule(Py_TYPE(self));
-    PyObject *epoll_set, *conn;
-
-    if (!module ||
-        !PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O!Oi:Entry", names,
-            ((State *)PyModule_GetState(module))->set_type, &epoll_set, &conn,
-            &self->fd)) {
-        return -1;
-    }
-    if (!PyWeakref_CheckRef(conn)) {
-        PyErr_Format(PyExc_TypeError, "expected a weak reference, not %R", conn);
-        return -1;
-    }
-    Py_XSETREF(self->conn, Py_NewRef(conn));
-    Py_INCREF(epoll_set);
-    Py_XSETREF(self->epoll_set, (Set *)epoll_set);
-    return 0;
+    return Py_IS_TYPE(conn, state->connection_type) ? own(conn, NULL)
+                                                    : PyObject_CallMethodNoArgs(conn, name);
 }
+
+
+/* ---- entries --------------------------------------------------------------- */
 
 static int
 entry_traverse(Entry *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->epoll_set);
-    Py_VISIT(self->conn);
     Py_VISIT(self->waiter);
     Py_VISIT(self->attempt);
-    return 0;
+    return _PyWeakref_RefType.tp_traverse((PyObject *)self, visit, arg);
 }
 
 static int
 entry_clear(Entry *self)
 {
     Py_CLEAR(self->epoll_set);
-    Py_CLEAR(self->conn);
     Py_CLEAR(self->waiter);
     Py_CLEAR(self->attempt);
-    return 0;
+    return _PyWeakref_RefType.tp_clear((PyObject *)self);
 }
 
 /* Free an object after tp_clear. An instance owns a reference to its heap type. */
@@ -154,17 +142,31 @@ free_object(PyObject *self)
     Py_DECREF(type);
 }
 
+/* The base type frees the object, but knows nothing of its heap type. */
 static void
 entry_dealloc(Entry *self)
 {
+    PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     entry_clear(self);
-    free_object((PyObject *)self);
+    _PyWeakref_RefType.tp_dealloc((PyObject *)self);
+    Py_DECREF(type);
 }
+
+/* Return the connection, or None if it was collected. */
+static PyObject *
+entry_conn(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyObject_CallNoArgs(self);
+}
+
+static PyMethodDef entry_methods[] = {
+    {"conn", entry_conn, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
 
 static PyMemberDef entry_members[] = {
     {"epoll_set", T_OBJECT_EX, offsetof(Entry, epoll_set), READONLY, NULL},
-    {"conn", T_OBJECT_EX, offsetof(Entry, conn), READONLY, NULL},
     {"waiter", T_OBJECT, offsetof(Entry, waiter), READONLY, NULL},
     {"attempt", T_OBJECT, offsetof(Entry, attempt), 0, NULL},
     {"since", T_DOUBLE, offsetof(Entry, since), 0, NULL},
@@ -174,11 +176,11 @@ static PyMemberDef entry_members[] = {
 };
 
 static PyType_Slot entry_slots[] = {
-    {Py_tp_doc, "A connection's socket in a set."},
-    {Py_tp_init, entry_init},
+    {Py_tp_doc, "A connection's socket in a set; a weak reference to the connection."},
     {Py_tp_dealloc, entry_dealloc},
     {Py_tp_traverse, entry_traverse},
     {Py_tp_clear, entry_clear},
+    {Py_tp_methods, entry_methods},
     {Py_tp_members, entry_members},
     {0, NULL},
 };
@@ -186,7 +188,7 @@ static PyType_Slot entry_slots[] = {
 static PyType_Spec entry_spec = {
     .name = "psycogreen._wait._speedups.Entry",
     .basicsize = sizeof(Entry),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = entry_slots,
 };
 
@@ -199,21 +201,85 @@ get_entry(State *state, PyObject *fd)
     return entry && Py_IS_TYPE(entry, state->entry_type) ? (Entry *)entry : NULL;
 }
 
-/* Return whether the weak reference is to *conn*, which is alive. */
+/* Return whether the entry is that of *conn*, which is alive. */
 static int
-refers_to(PyObject *reference, PyObject *conn)
+is_of(Entry *entry, PyObject *conn)
 {
 #if PY_VERSION_HEX >= 0x030D0000
     PyObject *found;
-    if (PyWeakref_GetRef(reference, &found) < 0) {
+    if (PyWeakref_GetRef((PyObject *)entry, &found) < 0) {
         PyErr_Clear();
         return 0;
     }
     Py_XDECREF(found);
     return found == conn;
 #else
-    return PyWeakref_GetObject(reference) == conn;
+    return PyWeakref_GetObject((PyObject *)entry) == conn;
 #endif
+}
+
+/* Return whether the entry is the one of its descriptor. An error is cleared and counts
+   as no. */
+static int
+is_placed(State *state, Entry *entry)
+{
+    PyObject *fd = PyLong_FromLong(entry->fd);
+    PyObject *found = fd ? PyDict_GetItemWithError(state->entries, fd) : NULL;
+
+    Py_XDECREF(fd);
+    PyErr_Clear();
+    return found == (PyObject *)entry;
+}
+
+PyDoc_STRVAR(forget_doc,
+"forget(entry)\n--\n\n"
+"Drop an entry, unless its descriptor belongs to another entry now.");
+
+/* No other code runs between these steps, see pure.py. As the callback of a weak reference,
+   this is also called after the module was cleared. */
+static PyObject *
+forget(PyObject *module, PyObject *entry)
+{
+    State *state = PyModule_GetState(module);
+
+    if (!state->entries) {
+        Py_RETURN_NONE;
+    }
+    if (!Py_IS_TYPE(entry, state->entry_type)) {
+        return PyErr_Format(PyExc_TypeError, "expected an Entry, not %R", entry);
+    }
+    if (is_placed(state, (Entry *)entry)) {
+        PyObject *fd = PyLong_FromLong(((Entry *)entry)->fd);
+        int status = fd ? PyDict_DelItem(state->entries, fd) : -1;
+        Py_XDECREF(fd);
+        if (status < 0) {
+            return NULL;
+        }
+    }
+    Py_RETURN_NONE;
+}
+
+/* Make an entry of *conn*, whose socket has the descriptor *fd*. Return a new reference, or
+   NULL with an exception set. */
+static Entry *
+make_entry(State *state, Set *set, PyObject *conn, PyObject *fd)
+{
+    long number = PyLong_AsLong(fd);
+    PyObject *arguments = NULL;
+    Entry *made = NULL;
+
+    if (number != -1 || !PyErr_Occurred()) {
+        arguments = PyTuple_Pack(2, conn, state->forget);
+    }
+    if (arguments) {
+        made = (Entry *)_PyWeakref_RefType.tp_new(state->entry_type, arguments, NULL);
+        Py_DECREF(arguments);
+    }
+    if (made) {
+        made->fd = (int)number;
+        made->epoll_set = (Set *)Py_NewRef((PyObject *)set);
+    }
+    return made;
 }
 
 
@@ -471,8 +537,35 @@ set_dealloc(Set *self)
     free_object((PyObject *)self);
 }
 
+PyDoc_STRVAR(entry_doc,
+"entry(conn)\n--\n\n"
+"Return the entry of a connection, which is made if it has none here. See pure.py.");
+
+static PyObject *
+set_entry(Set *self, PyObject *conn)
+{
+    PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &definition);
+    State *state = module ? PyModule_GetState(module) : NULL;
+    PyObject *fd =
+        state ? call_connection(state, conn, state->own_fileno, state->fileno) : NULL;
+    PyObject *made = fd ? (PyObject *)make_entry(state, self, conn, fd) : NULL;
+    PyObject *found = made ? PyDict_SetDefault(state->entries, fd, made) : NULL;
+
+    Py_XDECREF(fd);
+    if (found && found != made) { /* of another connection, or of another thread's set */
+        PyObject *arguments[] = {(PyObject *)self, made, conn};
+        found = PyObject_VectorcallMethod(state->place, arguments, 3, NULL);
+    }
+    else {
+        Py_XINCREF(found);
+    }
+    Py_XDECREF(made);
+    return found;
+}
+
 static PyMethodDef set_methods[] = {
     {"collect", (PyCFunction)(void (*)(void))collect, METH_FASTCALL, collect_doc},
+    {"entry", (PyCFunction)set_entry, METH_O, entry_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -508,16 +601,6 @@ static PyType_Spec set_spec = {
 
 
 /* ---- the wait -------------------------------------------------------------- */
-
-/* Call a method without arguments. Return the result, a new reference, or NULL with an
-   exception set. An object of exactly psycopg2's type has psycopg2's own method: calling
-   its C function saves the lookup and the call through Python. */
-static inline PyObject *
-call_connection(State *state, PyObject *conn, PyCFunction own, PyObject *name)
-{
-    return Py_IS_TYPE(conn, state->connection_type) ? own(conn, NULL)
-                                                    : PyObject_CallMethodNoArgs(conn, name);
-}
 
 /* Call the replacement of a connection's poll() if there is one, else poll(). Return the
    result, a new reference, or NULL with an exception set. */
@@ -600,19 +683,6 @@ switch_to_hub(State *state, Entry *entry)
         status = -1;
     }
     return status;
-}
-
-/* Return whether the entry is the one of its descriptor. An error is cleared and counts
-   as no: change() then asks Python, which finds out. */
-static int
-is_placed(State *state, Entry *entry)
-{
-    PyObject *fd = PyLong_FromLong(entry->fd);
-    PyObject *found = fd ? PyDict_GetItemWithError(state->entries, fd) : NULL;
-
-    Py_XDECREF(fd);
-    PyErr_Clear();
-    return found == (PyObject *)entry;
 }
 
 /* Make the kernel's set report a known state. Return 0, or -1 with errno set. */
@@ -758,7 +828,7 @@ find_here(State *state, PyObject *conn)
     }
     entry = get_entry(state, fd);
     Py_DECREF(fd);
-    if (!entry || entry->attempt || !refers_to(entry->conn, conn) ||
+    if (!entry || entry->attempt || !is_of(entry, conn) ||
         entry->epoll_set->thread != PyThreadState_GetID(PyThreadState_Get())) {
         return NULL;
     }
@@ -1042,12 +1112,12 @@ make_wait(PyObject *module, PyObject *args)
 
 /* ---- the module ------------------------------------------------------------ */
 
-/* Make a type; if it is public, add it to the module. */
+/* Make a type with a base, or without (NULL); if it is public, add it to the module. */
 static PyTypeObject *
-add_type(PyObject *module, PyType_Spec *spec, int is_public)
+add_type(PyObject *module, PyType_Spec *spec, PyTypeObject *base, int is_public)
 {
     PyTypeObject *type =
-        (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+        (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, (PyObject *)base);
 
     if (type && is_public && PyModule_AddType(module, type) < 0) {
         Py_CLEAR(type);
@@ -1065,6 +1135,7 @@ add_names(State *state)
         {&state->poll, "poll"},     {&state->fileno, "fileno"},
         {&state->hold, "hold"},     {&state->release, "release"},
         {&state->change, "change"}, {&state->follow, "follow"},
+        {&state->place, "place"},
         {&state->check, "check"},   {&state->remove, "remove"},
         {&state->handle_error, "handle_error"},
         {&state->qualname, "__qualname__"},
@@ -1143,11 +1214,12 @@ module_exec(PyObject *module)
 
     if (import_greenlet() < 0 || add_names(state) < 0 ||
         find_own_methods(state) < 0 ||
-        !(state->set_type = add_type(module, &set_spec, 1)) ||
-        !(state->entry_type = add_type(module, &entry_spec, 1)) ||
-        !(state->wait_type = add_type(module, &wait_spec, 0)) ||
+        !(state->set_type = add_type(module, &set_spec, NULL, 1)) ||
+        !(state->entry_type = add_type(module, &entry_spec, &_PyWeakref_RefType, 1)) ||
+        !(state->wait_type = add_type(module, &wait_spec, NULL, 0)) ||
         !(state->entries = PyDict_New()) ||
         !(state->polls = PyDict_New()) ||
+        !(state->forget = PyObject_GetAttrString(module, "forget")) ||
         PyModule_AddObjectRef(module, "entries", state->entries) < 0 ||
         PyModule_AddObjectRef(module, "polls", state->polls) < 0) {
         return -1;
@@ -1165,6 +1237,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->connection_type);
     Py_VISIT(state->entries);
     Py_VISIT(state->polls);
+    Py_VISIT(state->forget);
     return 0;
 }
 
@@ -1178,12 +1251,14 @@ module_clear(PyObject *module)
     Py_CLEAR(state->connection_type);
     Py_CLEAR(state->entries);
     Py_CLEAR(state->polls);
+    Py_CLEAR(state->forget);
     Py_CLEAR(state->poll);
     Py_CLEAR(state->fileno);
     Py_CLEAR(state->hold);
     Py_CLEAR(state->release);
     Py_CLEAR(state->change);
     Py_CLEAR(state->follow);
+    Py_CLEAR(state->place);
     Py_CLEAR(state->check);
     Py_CLEAR(state->remove);
     Py_CLEAR(state->handle_error);
@@ -1198,6 +1273,7 @@ module_free(void *module)
 }
 
 static PyMethodDef methods[] = {
+    {"forget", forget, METH_O, forget_doc},
     {"make_wait", make_wait, METH_VARARGS, make_wait_doc},
     {NULL, NULL, 0, NULL},
 };

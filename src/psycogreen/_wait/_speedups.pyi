@@ -3,8 +3,17 @@ from psycogreen._wait.pure import (
     BaseSet,
     Entry,
     entries,
+    forget,
     make_wait,
     polls,
 )
 
-__all__ = ["CHECK_INTERVAL", "BaseSet", "Entry", "entries", "make_wait", "polls"]
+__all__ = [
+    "CHECK_INTERVAL",
+    "BaseSet",
+    "Entry",
+    "entries",
+    "forget",
+    "make_wait",
+    "polls",
+]

@@ -29,7 +29,6 @@ from psycogreen._wait.deadline import (
 from psycogreen._wait.epoll import (
     NOWHERE,
     EpollSet,
-    forget,
     set_in_use,
     unknown_state,
 )
@@ -42,7 +41,7 @@ from psycogreen._wait.stats import (
     totals,
     under_way,
 )
-from psycogreen._wait.twin import Entry, make_wait, polls
+from psycogreen._wait.twin import Entry, forget, make_wait, polls
 
 WaitCallback = TypeVar("WaitCallback", bound=Callable[..., None])
 

@@ -14,7 +14,7 @@ rules make that safe:
   preparations, records the waiter, and switches to the hub, and no other code can run
   between these three.
 - Descriptor numbers are reused. An entry is valid only for the connection object that it
-  was made for, and keeps a weak reference to it.
+  was made for, to which it is a weak reference.
 - The kernel removes a closed socket from the set by itself, unless a duplicate exists.
   Then its events go on under a number that may belong to another socket. A greenlet that
   is woken without reason polls and waits again, and a new set replaces this one
@@ -32,7 +32,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
 import psycopg2
 from psycopg2.extensions import POLL_READ, POLL_WRITE
@@ -41,7 +40,7 @@ from psycogreen._wait import forks
 from psycogreen._wait.hub import HubGone
 from psycogreen._wait.native import original
 from psycogreen._wait.stats import counters, logger, sources, totals
-from psycogreen._wait.twin import BaseSet, Entry, entries
+from psycogreen._wait.twin import BaseSet, Entry, entries, forget
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -64,13 +63,6 @@ _EVENTS = {POLL_READ: 1, POLL_WRITE: 4}
 _LOST = (errno.EBADF, errno.EPERM, errno.EINVAL)
 
 
-class _Reference(ref):  # type: ignore[type-arg]
-    """A weak reference to a connection, with the descriptor of its socket."""
-
-    __slots__ = ("fd",)
-    fd: int
-
-
 class EpollSet(BaseSet):
     """The sockets of one hub's connections. Use it only in the hub's thread."""
 
@@ -84,18 +76,11 @@ class EpollSet(BaseSet):
         hub.watch(self.epoll_fd, self.collect)
         _sets.add(self)
 
-    def entry(self, conn: connection) -> Entry:
-        """Return the entry of *conn*.
+    def place(self, made: Entry, conn: connection) -> Entry:
+        """Make *made* the entry of its descriptor, unless *conn* has one; return that.
 
-        Raise `psycopg2.ProgrammingError` if another thread waits for it.
+        Raise `psycopg2.ProgrammingError` if another thread waits for *conn*.
         """
-        fd = conn.fileno()
-        reference = _Reference(conn, _forget_dead)
-        reference.fd = fd
-        return self._placed(Entry(self, reference, fd), conn)
-
-    def _placed(self, made: Entry, conn: connection) -> Entry:
-        """Make *made* the entry of its descriptor, unless *conn* has one; return that."""
         while (found := entries.setdefault(made.fd, made)) is not made:
             if found.conn() is conn:
                 if found.epoll_set is self:
@@ -122,8 +107,8 @@ class EpollSet(BaseSet):
     def follow(self, entry: Entry, conn: connection) -> None:
         """Make *entry* the one of the socket that its connection *conn* has now."""
         forget(entry)
-        entry.fd = entry.conn.fd = conn.fileno()  # type: ignore[attr-defined]
-        self._placed(entry, conn)
+        entry.fd = conn.fileno()
+        self.place(entry, conn)
 
     def _notify(self, entry: Entry) -> None:
         """Wake the waiter of *entry* soon, since its socket has changed."""
@@ -314,28 +299,6 @@ def _wake(entry: Entry) -> None:
     waiter = entry.waiter
     if waiter is not None:
         waiter.switch()
-
-
-def _forget_dead(
-    reference: _Reference, exiting: Callable[[], bool] = sys.is_finalizing
-) -> None:
-    """Drop the entry of a connection that was collected. Called in any thread."""
-    if exiting():
-        return  # a connection may outlive the names of this module
-    entry = entries.get(reference.fd)
-    if entry and entry.conn is reference:
-        forget(entry)
-
-
-def forget(entry: Entry) -> None:
-    """Drop *entry*, unless its descriptor belongs to another entry now.
-
-    That can happen: other threads run while the kernel's set is changed.
-    """
-    # No call between these steps. After a call another thread may run, and wait for a new
-    # connection with this descriptor, whose entry would be dropped.
-    if entry.fd in entries and entries[entry.fd] is entry:
-        del entries[entry.fd]
 
 
 def unknown_state(state: object) -> psycopg2.OperationalError:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+from weakref import ref
 
 from psycopg2.extensions import POLL_OK, POLL_WRITE
 
 from psycogreen._wait import native
 
 if TYPE_CHECKING:
-    from weakref import ref
-
     from psycopg2.extensions import connection
 
     from psycogreen._wait.deadline import Attempt
@@ -124,6 +123,16 @@ class BaseSet:
             if self.held and not self.waiting:
                 self.release()
 
+    def entry(self, conn: connection) -> Entry:
+        """Return the entry of *conn*, which is made if it has none here.
+
+        Raise `psycopg2.ProgrammingError` if another thread waits for *conn*.
+        """
+        made = Entry(self, conn)
+        if entries.setdefault(made.fd, made) is made:
+            return made
+        return self.place(made, conn)
+
     def wait(self, entry: Entry, state: int) -> None:
         """Let the hub run until it switches back for the socket of *entry*.
 
@@ -185,6 +194,9 @@ class BaseSet:
 
     # The slow path: see `psycogreen._wait.epoll.EpollSet`.
 
+    def place(self, made: Entry, conn: connection) -> Entry:
+        raise NotImplementedError
+
     def follow(self, entry: Entry, conn: connection) -> None:
         raise NotImplementedError
 
@@ -207,16 +219,19 @@ class BaseSet:
         raise NotImplementedError
 
 
-class Entry:
-    """A connection's socket in a set."""
+class Entry(ref):  # type: ignore[type-arg]
+    """A connection's socket in a set; a weak reference to the connection."""
 
-    __slots__ = ("attempt", "conn", "epoll_set", "fd", "since", "state", "waiter")
+    __slots__ = ("attempt", "epoll_set", "fd", "since", "state", "waiter")
 
-    def __init__(self, epoll_set: BaseSet, conn: ref[connection], fd: int) -> None:
-        """Make the entry of *conn*, whose socket has the descriptor *fd*."""
+    def __new__(cls, _epoll_set: BaseSet, conn: connection) -> Self:
+        """Refer to *conn*."""
+        return super().__new__(cls, conn, forget)
+
+    def __init__(self, epoll_set: BaseSet, conn: connection) -> None:
+        """Make the entry of *conn* in *epoll_set*."""
         self.epoll_set = epoll_set
-        self.conn = conn
-        self.fd = fd
+        self.fd = conn.fileno()
         self.state = 0
         """What the kernel's set reports for this socket: ``POLL_READ``, ``POLL_WRITE``,
         or 0 if the socket is not in the set."""
@@ -227,10 +242,28 @@ class Entry:
         """When its last wait began, in the time of `time.monotonic`. A greenlet that was
         just woken uses the time of its batch, which is cheaper."""
 
+    def conn(self) -> connection | None:
+        """Return the connection, or ``None`` if it was collected."""
+        found: connection | None = self()
+        return found
+
 
 entries: dict[int, Entry] = {}
 """The entries of all sets by descriptor. Descriptors are reused: check that an entry
 belongs to the right connection and set."""
+
+
+def forget(entry: Entry, entries: dict[int, Entry] = entries) -> None:
+    """Drop *entry*, unless its descriptor belongs to another entry now.
+
+    That can happen: other threads run while the kernel's set is changed. Also called, in
+    any thread, when its connection was collected: at exit, when this module may be gone.
+    """
+    # No call between these steps. After a call another thread may run, and wait for a new
+    # connection with this descriptor, whose entry would be dropped.
+    if entry.fd in entries and entries[entry.fd] is entry:
+        del entries[entry.fd]
+
 
 polls: dict[int, Callable[[], int]] = {}
 """Functions that replace a connection's ``poll()`` during a wait, by the connection's
@@ -261,16 +294,13 @@ def make_wait(find_entry: FindEntry, failed: Failed) -> Wait:  # noqa: C901
         if state == POLL_OK:
             return
         entry = entries.get(conn.fileno())
-        if entry is not None:
-            # A local variable: calling an attribute that is not a method is slower.
-            owner = entry.conn
-            if (
-                owner() is not conn
-                or entry.attempt is not None
-                or entry.epoll_set.thread is not this_thread.token
-                or timeout is not None
-            ):
-                entry = None
+        if entry is not None and (
+            entry() is not conn
+            or entry.attempt is not None
+            or entry.epoll_set.thread is not this_thread.token
+            or timeout is not None
+        ):
+            entry = None
         if entry is None:
             entry = find_entry(conn, state, timeout)
             if entry is None:

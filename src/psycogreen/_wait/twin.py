@@ -33,6 +33,7 @@ CHECK_INTERVAL = _twin.CHECK_INTERVAL
 BaseSet = _twin.BaseSet
 Entry = _twin.Entry
 entries = _twin.entries
+forget = _twin.forget
 make_wait = _twin.make_wait
 polls = _twin.polls
 
