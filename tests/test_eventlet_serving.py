@@ -213,7 +213,7 @@ def test_tls_clients_that_do_not_speak_it(serve, tmp_path, certificate, tls, way
         for _ in range(10):
             socket.create_connection(server.address).close()
         https_hello(server, tls)
-        assert not server.matches("ERROR|Traceback")
+        assert not server.matches("ERROR|Traceback"), server.output
 
 
 def https_hello(server, tls):
@@ -276,7 +276,7 @@ def test_clients_that_leave(serve, large_file, leave):
             leave(server.address)
         assert exchange(server.address, HELLO).endswith(b"hello\n")
         await_(lambda: open_files(worker_pid(server)) == before)
-        assert not server.matches("ERROR|Traceback")
+        assert not server.matches("ERROR|Traceback"), server.output
 
 
 def test_client_that_leaves_during_a_query(serve, active):
@@ -287,7 +287,7 @@ def test_client_that_leaves_during_a_query(serve, active):
             await_(lambda: active("select pg_sleep(1.625)"))
         await_(lambda: not active("select pg_sleep(1.625)"))
         assert request(f"{server.url}/sleep/0.0").error is None
-        assert not server.matches("ERROR|Traceback")
+        assert not server.matches("ERROR|Traceback"), server.output
 
 
 def test_out_of_file_descriptors(serve, tmp_path):
@@ -328,4 +328,4 @@ def test_websocket(serve):
             assert read_all(client).startswith(b"\x88")
         assert server.stop() == 0
         # gunicorn has not tried to answer as well.
-        assert not server.matches("GET /|ERROR|Traceback")
+        assert not server.matches("GET /|ERROR|Traceback"), server.output

@@ -58,7 +58,7 @@ def test_everything_waits_cooperatively(serve):
         assert len(ticks) == 13
         # Of some 40 in 0.2 s; a wait that blocks would leave one at most.
         assert {name for name, count in ticks.items() if count < 2} == set()
-        assert not server.matches("ERROR|Traceback|not greened")
+        assert not server.matches("ERROR|Traceback|not greened"), server.output
 
 
 CONF_THAT_TELLS_OF_THE_MASTER = """
@@ -128,7 +128,7 @@ def test_preload(serve):
         assert_at_once(results, one_by_one=14)
         warning = r"\[(\d+)\] \[WARNING\] psycogreen: --preload .* leave out --preload"
         assert pids(server, warning) == pids(server, BOOTING)
-        assert not server.matches("ERROR|Traceback")
+        assert not server.matches("ERROR|Traceback"), server.output
 
 
 def test_preload_with_connections(serve):
