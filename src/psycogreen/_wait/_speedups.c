@@ -552,7 +552,7 @@ set_entry(Set *self, PyObject *conn)
     PyObject *found = made ? PyDict_SetDefault(state->entries, fd, made) : NULL;
 
     Py_XDECREF(fd);
-    if (found && found != made) { /* of another connection, or of another thread's set */
+    if (found && found != made) { /* the descriptor has an entry already */
         PyObject *arguments[] = {(PyObject *)self, made, conn};
         found = PyObject_VectorcallMethod(state->place, arguments, 3, NULL);
     }

@@ -128,7 +128,7 @@ class BaseSet:
 
         Raise `psycopg2.ProgrammingError` if another thread waits for *conn*.
         """
-        made = Entry(self, conn)
+        made = Entry(self, conn, conn.fileno())
         if entries.setdefault(made.fd, made) is made:
             return made
         return self.place(made, conn)
@@ -224,14 +224,14 @@ class Entry(ref):  # type: ignore[type-arg]
 
     __slots__ = ("attempt", "epoll_set", "fd", "since", "state", "waiter")
 
-    def __new__(cls, _epoll_set: BaseSet, conn: connection) -> Self:
+    def __new__(cls, _epoll_set: BaseSet, conn: connection, _fd: int) -> Self:
         """Refer to *conn*."""
         return super().__new__(cls, conn, forget)
 
-    def __init__(self, epoll_set: BaseSet, conn: connection) -> None:
-        """Make the entry of *conn* in *epoll_set*."""
+    def __init__(self, epoll_set: BaseSet, _conn: connection, fd: int) -> None:
+        """Make the entry in *epoll_set* of a connection, whose descriptor is *fd*."""
         self.epoll_set = epoll_set
-        self.fd = conn.fileno()
+        self.fd = fd
         self.state = 0
         """What the kernel's set reports for this socket: ``POLL_READ``, ``POLL_WRITE``,
         or 0 if the socket is not in the set."""
