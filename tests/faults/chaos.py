@@ -95,7 +95,7 @@ def chaos(bench: Bench) -> int:
         crowd = Chaos(bench, random, float(os.environ[SECONDS_VARIABLE]))
         crowd.run()
     # A cancel request that arrives before the server has read the statement has no effect.
-    # On a loaded machine that happens to a few: without cancelling it would be most.
+    # On a loaded machine that happens to a few. Without cancelling, hundreds are left.
     lost = bench.violations.pop("backend left active", 0)
     if lost > (crowd.counts["kills"] + crowd.counts["timeouts"]) // 100:
         bench.violations["backend left active"] = lost

@@ -236,7 +236,8 @@ PyDoc_STRVAR(forget_doc,
 "Drop an entry, unless its descriptor belongs to another entry now.");
 
 /* No other code runs between these steps, see pure.py. As the callback of a weak reference,
-   this is also called after the module was cleared. */
+   this is also called after the module was cleared. The dictionary may hold the last
+   reference to the entry. */
 static PyObject *
 forget(PyObject *module, PyObject *entry)
 {
