@@ -49,8 +49,11 @@ def command(server, tmp_path):
 
 @pytest.fixture
 def named_dsn(dsn):
-    """The server's connection string with a host name in it."""
-    return dsn.replace("host=127.0.0.1", "host=localhost")
+    """The server's connection string with a host name in it.
+
+    For psycogreen this form of 127.0.0.1 is a name that the hosts file does not have.
+    """
+    return dsn.replace("host=127.0.0.1", "host=127.1")
 
 
 @pytest.fixture

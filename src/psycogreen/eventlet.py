@@ -5,7 +5,6 @@ Importing this module imports eventlet and patches nothing.
 
 from __future__ import annotations
 
-import _socket
 import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -172,8 +171,7 @@ def _in_hub() -> bool:
 
 def _resolve(host: str) -> list[str]:
     """Return the addresses of *host*, in the system's order."""
-    # _socket is the C module below socket: eventlet patches the latter.
-    return lookups.look_up(host, _socket.getaddrinfo, _wait_socket)
+    return lookups.look_up_by_system(host, _wait_socket)
 
 
 @wait_callback(Framework(_wait_socket, _epoll_set))

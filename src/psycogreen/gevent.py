@@ -5,7 +5,6 @@ Importing this module imports gevent and patches nothing.
 
 from __future__ import annotations
 
-import _socket
 import contextlib
 import os
 from collections.abc import Callable
@@ -246,13 +245,12 @@ def _wait_in_greenlet(fd: int, *, write: bool, timeout: float | None) -> None:
 
 def _resolve(host: str) -> list[str]:
     """Return the addresses of *host*, in the resolver's order."""
-    # _socket is the C module below socket, which gevent never patches.
     hub = _hub_of_greenlet()
     if hub is None:
-        return lookups.addresses(host, _socket.getaddrinfo)
+        return lookups.look_up_in_place(host)
     if type(hub.resolver) is gevent.resolver.thread.Resolver:
         # The same lookup, in a thread that is cheaper than one of the hub's pool.
-        return lookups.look_up(host, _socket.getaddrinfo, _wait_in_greenlet)
+        return lookups.look_up_by_system(host, _wait_in_greenlet)
     return lookups.look_up(
         host,
         gevent.socket.getaddrinfo,

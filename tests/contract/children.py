@@ -35,8 +35,12 @@ def exit_status(pid: int) -> int:
 
 
 def query(dsn: str) -> int:
-    """Connect by a host name, and query."""
-    conn = psycopg2.connect(dsn.replace("host=127.0.0.1", "host=localhost"))
+    """Connect by a host name, and query.
+
+    For psycogreen this form of 127.0.0.1 is a name, which is looked up in a native thread:
+    the hosts file does not have it. `getaddrinfo` accepts it.
+    """
+    conn = psycopg2.connect(dsn.replace("host=127.0.0.1", "host=127.1"))
     cursor = conn.cursor()
     cursor.execute("select 42, pg_sleep(0.05)")
     value = cursor.fetchone()[0]

@@ -14,7 +14,7 @@ from hub_tools import await_
 from psycopg2.extensions import libpq_version, parse_dsn
 
 import psycogreen
-from psycogreen._interface import lookups
+from psycogreen._interface import hosts_file, lookups
 from psycogreen._wait import bell, native, offload
 from psycogreen._wait.native import original
 
@@ -73,7 +73,7 @@ def libpq_error(**options):
 
 
 @pytest.mark.parametrize("server", [silent_server, unreachable_server])
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1"])
 def test_connect_timeout(green, user, server, host):
     """A host that does not answer times out with libpq's error; the loop goes on."""
     with server() as port:
@@ -390,7 +390,7 @@ def test_second_address_after_a_silent_one(green, user, port, monkeypatch):
 
 
 @pytest.mark.parametrize("scope", ["", "%1"])
-def test_scope_of_an_address(green, scope):
+def test_scope_of_an_address(green, scope, monkeypatch):
     """A link-local address keeps its network interface."""
 
     def getaddrinfo(host, port, family, kind):
@@ -400,7 +400,8 @@ def test_scope_of_an_address(green, scope):
             (socket.AF_INET, kind, 6, "", ("127.0.0.1", 0)),
         ]
 
-    found = lookups.addresses("db.example", getaddrinfo)
+    monkeypatch.setattr("_socket.getaddrinfo", getaddrinfo)
+    found = lookups.look_up_in_place("db.example")
     assert found == [f"fe80::1{scope}", "127.0.0.1"]
 
 
@@ -645,6 +646,31 @@ def test_one_lookup_for_many(green, user, port, held_resolver):
     assert len(held_resolver.names) <= 2
 
 
+def test_name_in_the_hosts_file(green, user, port, tmp_path, monkeypatch):
+    """A name in the hosts file is looked up in place: no thread is woken for it."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 db.example\n")
+    services = tmp_path / "nsswitch.conf"
+    services.write_text("hosts: files dns\n")
+    monkeypatch.setattr(hosts_file, "_HOSTS", str(hosts))
+    monkeypatch.setattr(hosts_file, "_SERVICES", str(services))
+    threads = []
+    native_id = original("_thread", "get_ident")
+    look_up = original("_socket", "getaddrinfo")
+
+    def getaddrinfo(host, *arguments):
+        threads.append(native_id())
+        return look_up("127.0.0.1", *arguments)
+
+    monkeypatch.setattr("_socket.getaddrinfo", getaddrinfo)
+    psycopg2.connect(host="db.example", port=port, **user).close()
+    assert threads == [native_id()]
+    hosts.write_text("127.0.0.1 other.example\n")
+    psycopg2.connect(host="db.example", port=port, **user).close()
+    assert len(threads) == 2
+    assert threads[1] != native_id()
+
+
 def test_lookups_are_not_kept(green, user, port, held_resolver):
     """The next attempt to connect looks the name up again."""
     held_resolver.let_go()
@@ -815,12 +841,13 @@ def test_switched_to_while_connecting(green, user):
     assert not errors
 
 
-def test_first_connection_imports_nothing(green, script, port):
+@pytest.mark.parametrize("host", ["localhost", "127.1"])
+def test_first_connection_imports_nothing(green, script, port, host):
     """The first connection of a process stops the loop for no import, by name neither."""
     script(
         f"""
         def connect():
-            psycopg2.connect(host="localhost", port={port}, user="postgres").close()
+            psycopg2.connect(host="{host}", port={port}, user="postgres").close()
 
         green.wait(green.spawn(int))  # which makes the hub, as in any worker
         modules = set(sys.modules)

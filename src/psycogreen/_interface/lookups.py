@@ -6,6 +6,9 @@ DNS, the next attempt to connect finds it.
 
 from __future__ import annotations
 
+# The C module below socket, which frameworks never patch.
+import _socket
+
 # getaddrinfo() encodes a name with this codec. Its import must not be the first lookup's.
 import encodings.idna  # noqa: F401
 import socket
@@ -13,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from psycogreen._interface import hosts_file
 from psycogreen._wait import forks, offload
 from psycogreen._wait.offload import Call, Start
 
@@ -26,6 +30,21 @@ _STREAMS = None, socket.AF_UNSPEC, socket.SOCK_STREAM
 """The arguments of `getaddrinfo`: stream sockets of any family."""
 
 _under_way: dict[object, Call[Found]] = {}
+
+
+def look_up_by_system(host: str, wait_socket: SocketWait) -> list[str]:
+    """Return the addresses of *host* as `look_up` does, from the system's resolver.
+
+    A name in the hosts file is looked up in place: see `hosts_file`.
+    """
+    if hosts_file.has(host):
+        return look_up_in_place(host)
+    return look_up(host, _socket.getaddrinfo, wait_socket)
+
+
+def look_up_in_place(host: str) -> list[str]:
+    """Return the addresses of *host* from the system's resolver; blocks as long as that."""
+    return _addresses(_socket.getaddrinfo(host, *_STREAMS))
 
 
 def look_up(
@@ -57,11 +76,6 @@ def look_up(
         if (call.is_done or not call.has_begun) and _under_way.get(key) is call:
             del _under_way[key]
         del call  # see `Call`
-
-
-def addresses(host: str, getaddrinfo: GetAddrInfo) -> list[str]:
-    """Return the addresses of *host*; blocks as *getaddrinfo* does."""
-    return _addresses(getaddrinfo(host, *_STREAMS))
 
 
 def _addresses(found: Found) -> list[str]:
