@@ -101,11 +101,12 @@ class _Hub:
             self._watcher.ref = False
 
     def switch(self) -> object:
-        if _is_over(self._hub):
+        hub = self._hub
+        if hub.dead or hub.loop is None or (_destroyed and _is_over(hub)):
             raise HubGone
-        if gevent.getcurrent() is self._hub:
+        if gevent.getcurrent() is hub:
             raise InHub
-        return self._hub.switch()
+        return hub.switch()
 
     def call_soon(self, function: Callable[[], object]) -> None:
         if not _is_over(self._hub):

@@ -14,7 +14,7 @@ from hub_tools import await_
 from psycopg2.extensions import libpq_version, parse_dsn
 
 import psycogreen
-from psycogreen._interface import hosts_file, lookups
+from psycogreen._interface import connecting, hosts_file, lookups
 from psycogreen._wait import bell, native, offload
 from psycogreen._wait.native import original
 
@@ -368,7 +368,7 @@ def test_nothing_to_resolve(green, user, port, slow_resolver, hosts):
 
 def test_every_address_is_tried(green, user, port, monkeypatch):
     """If the first address of a name refuses, the next one is tried."""
-    hook = psycopg2._connect
+    hook = connecting.installed()
     monkeypatch.setattr(hook, "resolve", lambda host: ["127.0.0.2", "::1", "127.0.0.1"])
     conn = psycopg2.connect(host="db.example", port=port, **user)
     assert conn.info.host == "db.example"
@@ -380,7 +380,7 @@ def test_second_address_after_a_silent_one(green, user, port, monkeypatch):
     with socket.socket() as sock:
         sock.bind(("127.0.0.2", port))
         sock.listen(10)
-        hook = psycopg2._connect
+        hook = connecting.installed()
         monkeypatch.setattr(hook, "resolve", lambda host: ["127.0.0.2", "127.0.0.1"])
         with green.ticking():
             conn = psycopg2.connect(
@@ -408,7 +408,7 @@ def test_scope_of_an_address(green, scope, monkeypatch):
 def test_errors_of_all_addresses(green, user, monkeypatch):
     """An error names host and address, for the second address as for the first."""
     monkeypatch.setattr(
-        psycopg2._connect, "resolve", lambda host: ["127.0.0.2", "127.0.0.3"]
+        connecting.installed(), "resolve", lambda host: ["127.0.0.2", "127.0.0.3"]
     )
     with closed_port() as port, pytest.raises(psycopg2.OperationalError) as caught:
         psycopg2.connect(host="db.example,127.0.0.3", port=port, **user)
@@ -424,7 +424,7 @@ def test_errors_of_all_addresses(green, user, monkeypatch):
 def addresses(monkeypatch):
     """Make every name resolve to these addresses, of which the second one answers."""
     found = ["127.0.0.2", "127.0.0.1"]
-    monkeypatch.setattr(psycopg2._connect, "resolve", lambda host: found)
+    monkeypatch.setattr(connecting.installed(), "resolve", lambda host: found)
     return found
 
 

@@ -7,7 +7,7 @@ import tls
 
 import psycogreen
 from psycogreen._check.postgres import postgres
-from psycogreen._interface import readback
+from psycogreen._interface import connecting, readback
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_certificate_of_another_name(green, tls_server, options, tmp_path):
 def test_name_of_the_certificate(green, tls_server, options, tmp_path, monkeypatch):
     """A certificate's name is accepted with any address that it resolves to."""
     root = tls.serve_tls(tls_server, "db.example", tmp_path)
-    monkeypatch.setattr(psycopg2._connect, "resolve", lambda host: ["127.0.0.1"])
+    monkeypatch.setattr(connecting.installed(), "resolve", lambda host: ["127.0.0.1"])
     options["host"] = "db.example"
     psycopg2.connect(**options, sslrootcert=root).close()
 

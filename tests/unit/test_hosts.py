@@ -46,7 +46,7 @@ def connect():
             return ADDRESSES[name]
 
         with pytest.raises(Reached):
-            GreenConnect(original, resolve)(dsn)
+            GreenConnect(original, resolve).connect(dsn)
         return given[0], resolved
 
     return connect
@@ -123,7 +123,7 @@ def test_unknown_name():
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     with pytest.raises(psycopg2.OperationalError) as caught:
-        GreenConnect(psycopg2._connect, resolve)("host=nowhere")
+        GreenConnect(psycopg2._connect, resolve).connect("host=nowhere")
     assert str(caught.value) == (
         'could not translate host name "nowhere" to address: Name or service not known\n'
     )

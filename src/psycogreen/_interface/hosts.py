@@ -25,9 +25,6 @@ _VARIABLES = {
     "load_balance_hosts": "PGLOADBALANCEHOSTS",
 }
 
-_Environment = tuple[Any, ...]
-"""The values of `_VARIABLES`, encoded as `os.environ` stores them."""
-
 
 @dataclass(frozen=True, slots=True)
 class Host:
@@ -155,12 +152,15 @@ def plan(dsn: str) -> Plan | None:
     """
     # os.environ.get() would be slow: it encodes the name and decodes the value each
     # time, and raises and catches an exception for each variable that is not set.
-    return _plan(dsn, tuple(map(_data.get, _keys)))
+    return _plan(dsn, *map(_data.get, _keys))
 
 
 @lru_cache(maxsize=64)
-def _plan(dsn: str, environment: _Environment) -> Plan | None:
-    """Make the plan; cached for the same arguments."""
+def _plan(dsn: str, *environment: Any) -> Plan | None:  # noqa: ANN401
+    """Make the plan; cached for the same arguments.
+
+    *environment* has the values of `_VARIABLES`, encoded as `os.environ` stores them.
+    """
     inherited = {
         keyword: os.environ.decodevalue(value)
         for keyword, value in zip(_VARIABLES, environment, strict=True)

@@ -27,6 +27,7 @@ from psycogreen._wait.deadline import (
     take_attempt,
 )
 from psycogreen._wait.epoll import (
+    BUSY,
     NOWHERE,
     EpollSet,
     set_in_use,
@@ -173,7 +174,11 @@ def _entry_or_connect(
         if seconds is None and timeout is None:
             epoll_set = set_in_use() or framework.epoll_set()
             if epoll_set is not None:
-                return epoll_set.entry_connecting(conn, attempt)
+                entry = epoll_set.entry(conn)
+                if entry.waiter is not None:
+                    raise psycopg2.ProgrammingError(BUSY)
+                entry.attempt = attempt
+                return entry
         wait_socket = framework.wait_socket
         if seconds is not None:
             wait_socket = ConnectWait(conn, attempt, wait_socket, seconds)

@@ -45,7 +45,6 @@ from psycogreen._wait.twin import BaseSet, Entry, entries, forget
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
-    from psycogreen._wait.deadline import Attempt
     from psycogreen._wait.hub import Hub
 
 BUSY = "another greenlet waits for this connection already"
@@ -92,17 +91,6 @@ class EpollSet(BaseSet):
             if found.epoll_set is self:
                 self._notify(found)
         return made
-
-    def entry_connecting(self, conn: connection, attempt: Attempt) -> Entry:
-        """Return the entry of *conn*, which *attempt* connects.
-
-        Raise `psycopg2.ProgrammingError` if another greenlet or thread waits for it.
-        """
-        entry = self.entry(conn)
-        if entry.waiter is not None:
-            raise psycopg2.ProgrammingError(BUSY)
-        entry.attempt = attempt
-        return entry
 
     def follow(self, entry: Entry, conn: connection) -> None:
         """Make *entry* the one of the socket that its connection *conn* has now."""
