@@ -63,7 +63,7 @@ docs: .venv/docs
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
 	@echo build/docs/index.html
 
-# Compare psycogreen with the alternatives, in about 20 minutes: docs/benchmarks.rst
+# Compare psycogreen with the alternatives, in about 25 minutes: docs/benchmarks.rst
 bench: .venv/bench
 	PYTHONPATH=tools $(BIN)/python benchmarks
 
