@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -142,9 +143,13 @@ def gunicorn(
     # -P keeps it out of sys.path, into which gunicorn then puts it.
     command = [python, "-P", "-m", "gunicorn", "--bind=127.0.0.1:0", *options, app]
     cwd = ROOT / "tests" / "apps"
-    with HttpServer(*command, env=_variables(env), cwd=cwd) as server:
-        server.await_listening()
-        yield server
+    with tempfile.TemporaryDirectory() as folder:
+        # Newer gunicorns have a control socket there. In the user's home, the default,
+        # all servers would share it.
+        variables = _variables({"XDG_RUNTIME_DIR": folder, **(env or {})})
+        with HttpServer(*command, env=variables, cwd=cwd) as server:
+            server.await_listening()
+            yield server
 
 
 @contextlib.contextmanager
