@@ -101,12 +101,11 @@ class _Hub:
             self._watcher.ref = False
 
     def switch(self) -> object:
-        hub = self._hub
-        if hub.dead or hub.loop is None or (_destroyed and _is_over(hub)):
+        if _is_over(self._hub):
             raise HubGone
-        if gevent.getcurrent() is hub:
+        if gevent.getcurrent() is self._hub:
             raise InHub
-        return hub.switch()
+        return self._hub.switch()
 
     def call_soon(self, function: Callable[[], object]) -> None:
         if not _is_over(self._hub):

@@ -100,6 +100,7 @@ def test_timed_out(green, conn):
 
 def test_connect_timeout(green):
     """A server that does not answer in time counts as timed out."""
+    green.sleep(0)  # as in test_waits
     before = psycogreen.status()
     with native.original("socket", "socket")() as silent:
         silent.bind(("127.0.0.1", 0))

@@ -50,7 +50,10 @@ def _version(path: str) -> _Version:
 
 @lru_cache(maxsize=1)
 def _names(_services: _Version, hosts: _Version) -> frozenset[str]:
-    """Return the names in the hosts file; none if it is large or not the first place."""
+    """Return the names in the hosts file; none if it is large or not the first place.
+
+    The versions are the key of the cache.
+    """
     if hosts.size > _LARGEST or not _is_first(_read(_SERVICES)):
         return frozenset()
     lines = (line.partition("#")[0].split() for line in _read(_HOSTS).splitlines())
