@@ -55,7 +55,7 @@ class Framework:
         raise NotImplementedError
 
     def call_in_hub(self, function: Callable[[], object]) -> None:
-        """Let the hub's own greenlet call *function*, soon."""
+        """Let the hub's own greenlet call *function*, before it waits for anything."""
         raise NotImplementedError
 
     def hub_greenlet(self) -> object:
@@ -180,8 +180,14 @@ class Eventlet(Framework):
         return tpool.execute(function, *arguments)
 
     def call_in_hub(self, function: Callable[[], object]) -> None:
-        """Let a timer of the hub call it."""
-        self._hubs.get_hub().schedule_call_global(0, function)
+        """Let a timer of the hub call it.
+
+        One that is overdue and sorted in at once: if timers are being called now, another
+        one would be called after the hub has polled.
+        """
+        hub = self._hubs.get_hub()
+        hub.schedule_call_global(-1, function)
+        hub.prepare_timers()
 
     def hub_greenlet(self) -> object:
         """Return the hub's."""

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -120,6 +120,15 @@ class Lab:
     def terminate(self, pid: int) -> None:
         """Terminate a backend."""
         self._cursor.execute("select pg_terminate_backend(%s)", (pid,))
+
+    def suspend(self, pid: int) -> None:
+        """Let a backend do nothing until it is resumed."""
+        os.kill(pid, signal.SIGSTOP)
+
+    def resume(self, pid: int) -> None:
+        """Let a backend go on, if it has not ended."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
     def terminate_all(self) -> None:
         """Terminate what a fault has left at the server, and wait for its end."""

@@ -6,8 +6,8 @@ points by itself: it does the operation once without a fault, and counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -120,7 +120,7 @@ def at_every_switch(
 
     def count(trial: Trial) -> None:
         trial.prepare()
-        with SwitchPoints() as points:
+        with _switch_points(bench, trial) as points:
             trial.perform()
         counts.append(points.count)
 
@@ -176,8 +176,34 @@ def _interrupt(
 
     actions = {point + n: partial(throw, make(bench)) for n, make in enumerate(thrown)}
     trial.prepare()
-    with trial.deadline(DEADLINE), SwitchPoints(actions):
+    with trial.deadline(DEADLINE), _switch_points(bench, trial, actions):
         trial.perform()
+
+
+@contextmanager
+def _switch_points(
+    bench: Bench, trial: Trial, actions: Mapping[int, Callable[[], object]] = {}
+) -> Iterator[SwitchPoints]:
+    """Act at the switch points of a block. The server does nothing before the first one.
+
+    Else all its answers may be there before anything waits for them.
+    """
+    if not trial.conn:
+        with SwitchPoints(actions) as points:
+            yield points
+        return
+    backend = trial.conn.info.backend_pid
+
+    def begin() -> None:
+        bench.lab.resume(backend)
+        actions.get(1, int)()
+
+    bench.lab.suspend(backend)
+    try:
+        with SwitchPoints({**actions, 1: begin}) as points:
+            yield points
+    finally:
+        bench.lab.resume(backend)
 
 
 def terminated_while_idle(bench: Bench) -> int:
