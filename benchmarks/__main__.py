@@ -13,7 +13,7 @@ from pathlib import Path
 
 import figures
 import psycopg2
-from connecting import measure_connections
+from connecting import measure_connections, measure_slow_name
 from copying import measure_copies
 from costs import (
     measure_instructions,
@@ -33,8 +33,9 @@ from ways import ROOT, fetch_others
 from psycogreen._check.postgres import postgres
 
 MEASURES = [
-    *(measure_queries, measure_connections, measure_rows, measure_large),
-    *(measure_copies, measure_requests, measure_django, measure_sleepers),
+    *(measure_queries, measure_connections, measure_slow_name),
+    *(measure_rows, measure_large, measure_copies),
+    *(measure_requests, measure_django, measure_sleepers),
     # Last, because it lowers the priority of this process.
     measure_instructions,
 ]

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ticker import Ticker
+from stalls import longest_stall
 from ways import WAYS, RunAll
 
 PIECE = 65536
@@ -92,33 +92,13 @@ def operations(
     }
 
 
-def longest_stall(run_all: RunAll, operation: Operation, framework: str) -> float:
-    """Return for how many seconds the loop stands still meanwhile; 0 without a loop."""
-    if framework == "threads":
-        return 0.0
-    ticker = Ticker(time.sleep, 0.001)
-    ended = []
-
-    def tick() -> None:
-        ticker.reset()
-        while not ended:
-            ticker.tick()
-
-    def work() -> None:
-        operation()
-        ended.append(True)
-
-    run_all([tick, work])
-    return ticker.longest_stall
-
-
 def measure(run_all: RunAll, operation: Operation, framework: str) -> dict[str, float]:
     """Return what *operation* takes, in seconds."""
     run_all([operation])
     cpu, wall = time.process_time(), time.perf_counter()
     run_all([operation])
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    stall = longest_stall(run_all, operation, framework)
+    stall = 0.0 if framework == "threads" else longest_stall(run_all, operation)
     return {"seconds": wall, "CPU seconds": cpu, "longest stall": stall}
 
 

@@ -24,6 +24,9 @@ class Scale:
     connections: int
     """How many connections are made and closed each time."""
     connections_rounds: int
+    slow_name_rounds: int
+    lookup: float
+    """How many seconds the lookup of the slow name takes."""
     rows_rounds: int
     large_rounds: int
     megabytes: int
@@ -55,6 +58,8 @@ FULL = Scale(
     ],
     connections=400,
     connections_rounds=9,
+    slow_name_rounds=5,
+    lookup=1,
     rows_rounds=5,
     large_rounds=3,
     megabytes=100,
@@ -75,6 +80,8 @@ QUICK = Scale(
     instructions=(),
     connections=20,
     connections_rounds=1,
+    slow_name_rounds=1,
+    lookup=0.1,
     rows_rounds=1,
     large_rounds=1,
     megabytes=1,

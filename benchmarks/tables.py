@@ -43,6 +43,7 @@ TITLES = {
     "rate": "Queries a second",
     "instructions": "Instructions of a query",
     "connections": "CPU time of connecting and closing, µs",
+    "slow name": "Connecting by a name whose lookup takes a second",
     "rows": "100 rows of 5 columns",
     "large": "A large result: seconds",
     "copies": "COPY and large objects: seconds",
