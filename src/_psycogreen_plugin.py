@@ -68,7 +68,8 @@ def _warn_if_blocking(worker: Any) -> None:  # noqa: ANN401
         delay = min(2 * delay, _LOOK_EVERY)
     if sys.modules["psycopg2._psycopg"].get_wait_callback() is None:
         worker.log.warning(
-            "psycogreen: psycopg2 blocks this gevent worker with every query: start "
-            "gunicorn with -c python:psycogreen.integrations.gunicorn_conf, or set "
-            "PSYCOGREEN=gevent"
+            "psycogreen: psycopg2 blocks this gevent worker with every query: set "
+            "PSYCOGREEN=gevent, or start gunicorn with "
+            "-c python:psycogreen.integrations.gunicorn_conf, or import that module in "
+            "your own configuration"
         )

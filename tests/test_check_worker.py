@@ -18,7 +18,9 @@ CHECK = (sys.executable, "-P", "-m", "psycogreen", "check")
 QUICK = ("--queries=2", "--seconds=1")
 
 GUNICORN = ("gunicorn", "-b", "127.0.0.1:0", "status_app:app")
-GUNICORN_PLUGIN = ("-c", "python:psycogreen.integrations.gunicorn_conf")
+CONF = "python:psycogreen.integrations.gunicorn_conf"
+GUNICORN_PLUGIN = ("-c", CONF)
+INSTEAD = ", or import that module in your own configuration"
 CELERY = ("celery", "-A", "celery_app", "worker", "-c", "4")
 CELERY_PLUGIN = ("-I", "psycogreen.integrations.celery")
 UWSGI = ("--http-socket=127.0.0.1:0", "--module=status_app:app")
@@ -78,19 +80,19 @@ SERVERS = {
         (*GUNICORN, "-k", "gevent"),
         "gunicorn's GeventWorker",
         ["wait-callback-missing"],
-        "start gunicorn with -c python:psycogreen.integrations.gunicorn_conf",
+        f"start gunicorn with -c {CONF}{INSTEAD}",
     ),
     "gunicorn sync": Verdict(
         (*GUNICORN, *GUNICORN_PLUGIN),
         "gunicorn's SyncWorker",
         ["worker-not-green"],
-        "start gunicorn with -k gevent -c python:psycogreen.integrations.gunicorn_conf",
+        f"start gunicorn with -k gevent -c {CONF}{INSTEAD}",
     ),
     "gunicorn gthread": Verdict(
         (*GUNICORN, "-k", "gthread"),
         "gunicorn's ThreadWorker",
         ["worker-not-green"],
-        "start gunicorn with -k gevent -c python:psycogreen.integrations.gunicorn_conf",
+        f"start gunicorn with -k gevent -c {CONF}{INSTEAD}",
     ),
     "gunicorn eventlet": Verdict(
         (
@@ -197,9 +199,10 @@ def test_in_words(check, dsn):
         "BLOCKING: wait callback missing, 2 concurrent queries of 1 s "
     )
     assert worker.startswith("  worker           gunicorn's GeventWorker, pid ")
-    assert output.splitlines()[-2:] == [
+    assert output.splitlines()[-3:] == [
         "problem: wait callback missing: psycopg2 stops the loop with every query",
-        "remedy: start gunicorn with -c python:psycogreen.integrations.gunicorn_conf",
+        f"remedy: start gunicorn with -c {CONF}, or",
+        "  import that module in your own configuration",
     ]
     assert errors.splitlines()[:2] == [
         "psycogreen: starting gunicorn",

@@ -150,7 +150,10 @@ def test_blocking_workers(serve, worker):
             "asgi": "ASGIWorker",
         }[worker]
         assert all(line[2].startswith(f"{name} is not a gevent") for line in lines)
-        remedy = "-k gevent -c python:psycogreen.integrations.gunicorn_conf"
+        remedy = (
+            "-k gevent -c python:psycogreen.integrations.gunicorn_conf, "
+            "or import that module in your own configuration"
+        )
         assert all(line[2].endswith(remedy) for line in lines)
 
 

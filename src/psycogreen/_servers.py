@@ -18,6 +18,9 @@ class Server:
     plugin: str
     """The options that install the wait callback in such workers."""
 
+    instead: str = ""
+    """What a user does instead who cannot give these options; empty if all can."""
+
     monkey_patch: str = ""
     """The option that makes such workers monkey-patch; empty if they always do."""
 
@@ -33,18 +36,20 @@ class Server:
     @property
     def how_to_be_green(self) -> str:
         """The remedy for workers that run no framework."""
-        return f"start {self.name} with {self.green} {self.plugin}"
+        return f"start {self.name} with {self.green} {self.plugin}{self.instead}"
 
     @property
     def how_to_install(self) -> str:
         """The remedy for green workers without a wait callback."""
-        return f"start {self.name} with {self.plugin}"
+        return f"start {self.name} with {self.plugin}{self.instead}"
 
 
 GUNICORN = Server(
     "gunicorn",
     "-k gevent",
     "-c python:psycogreen.integrations.gunicorn_conf",
+    # gunicorn reads one configuration only.
+    ", or import that module in your own configuration",
     frameworks={
         "gunicorn.workers.ggevent": "gevent",
         "gunicorn.workers.geventlet": "eventlet",
