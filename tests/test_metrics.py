@@ -140,6 +140,57 @@ def test_variable_in_lower_case(python, tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+POOLS = """
+import os
+from functools import partial
+import psycopg2
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from psycogreen.integrations import metrics
+from psycogreen.pool import Pool, PoolTimeout
+
+# Of one name: a full one that a request times out at, and one that has room.
+connect = partial(psycopg2.connect, os.environ["DSN"])
+full, free = (Pool(connect, name="p", min_size=0, max_size=n) for n in (1, 2))
+loans = [full.get(), free.get()]
+try:
+    full.get(timeout=0)
+except PoolTimeout:
+    pass
+EXPECTED = {"size": 2.0, "in_use": 2.0, "waiting": 0.0, "timed_out_total": 1.0}
+
+def found():
+    text = generate_latest(registry).decode()
+    lines = [line.split() for line in text.splitlines() if line.startswith("psycogreen_pool")]
+    by_name = dict(lines)
+    assert len(by_name) == len(lines)
+    return {name: float(by_name[f'psycogreen_pool_{name}{{pool="p"}}']) for name in EXPECTED}
+
+registry = CollectorRegistry()
+"""
+
+
+def test_pools_of_one_name(python, dsn):
+    """Pools of one name are added up."""
+    python(
+        POOLS + "metrics.register(registry)\nassert found() == EXPECTED, found()",
+        DSN=dsn,
+    )
+
+
+def test_pools_of_one_name_written(python, dsn, tmp_path):
+    """Where the figures are written again and again, they are added up, too."""
+    python(
+        POOLS + "MultiProcessCollector(registry)\n"
+        "writer = metrics._Writer(1)\n"
+        "for _ in range(3):\n"
+        "    writer._write_or_log()\n"
+        "assert found() == EXPECTED, found()",
+        DSN=dsn,
+        PROMETHEUS_MULTIPROC_DIR=str(tmp_path),
+    )
+
+
 WRITER = """
 from gevent import monkey; monkey.patch_all()
 import gevent, gevent.event, logging

@@ -54,7 +54,7 @@ _COUNTERS = [
     ),
     _Figure(
         "psycogreen_cancelled",
-        "Interrupted queries that were cancelled on the server.",
+        "Cancel requests that the server has accepted.",
         lambda status: status.cancelled,
     ),
 ]
@@ -77,12 +77,17 @@ _MULTIPROCESS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 
 @dataclass(frozen=True)
 class _PoolFigure:
-    """A figure of each pool, labelled with the pool's name."""
+    """A figure of the pools of one name, which is its label."""
 
     name: str
     help: str
     of: Callable[[PoolStatus], float]
     mode: Literal["livesum", "livemax"]
+
+    def of_all(self, pools: list[PoolStatus]) -> float:
+        """Return the figure of several pools together, as of several processes."""
+        figures = map(self.of, pools)
+        return max(figures) if self.mode == "livemax" else sum(figures)
 
 
 _POOL_GAUGES = [
@@ -166,15 +171,15 @@ class _Collector:
         yield from self._collect_pools()
 
     def _collect_pools(self) -> Iterator[Metric]:
-        pools = pool.status()
+        found = _pools_by_name()
         for figure in _POOL_GAUGES:
             gauge = GaugeMetricFamily(figure.name, figure.help, labels=["pool"])
-            for each in pools:
-                gauge.add_metric([each.name], figure.of(each))
+            for name, pools in found.items():
+                gauge.add_metric([name], figure.of_all(pools))
             yield gauge
         counter = CounterMetricFamily(*_POOL_TIMED_OUT, labels=["pool"])
-        for each in pools:
-            counter.add_metric([each.name], each.timed_out)
+        for name, pools in found.items():
+            counter.add_metric([name], _timed_out(pools))
         yield counter
 
 
@@ -210,7 +215,7 @@ class _Writer:
     def _write_or_log(self) -> None:
         try:
             self.write(status())
-            self._pools.write(pool.status())
+            self._pools.write(_pools_by_name())
         except Exception:
             if not self._failing:
                 logger.exception("psycogreen: cannot write the figures")
@@ -247,18 +252,30 @@ class _PoolWriter:
         self._timed_out = Counter(*_POOL_TIMED_OUT, ["pool"], registry=None)
         self._last: dict[str, int] = {}
 
-    def write(self, pools: list[PoolStatus]) -> None:
-        for name in self._last.keys() - {each.name for each in pools}:
+    def write(self, found: dict[str, list[PoolStatus]]) -> None:
+        for name in self._last.keys() - found:
             for _, gauge in self._gauges:
                 gauge.labels(name).set(0)  # it was closed
             self._last[name] = 0
-        for each in pools:
+        for name, pools in found.items():
             for figure, gauge in self._gauges:
-                gauge.labels(each.name).set(figure.of(each))
-            # A smaller number means that a new pool has this name.
-            more = each.timed_out - min(self._last.get(each.name, 0), each.timed_out)
-            self._timed_out.labels(each.name).inc(more)
-            self._last[each.name] = each.timed_out
+                gauge.labels(name).set(figure.of_all(pools))
+            # A smaller number means that a pool of this name was closed.
+            timed_out = _timed_out(pools)
+            more = timed_out - min(self._last.get(name, 0), timed_out)
+            self._timed_out.labels(name).inc(more)
+            self._last[name] = timed_out
+
+
+def _pools_by_name() -> dict[str, list[PoolStatus]]:
+    found: dict[str, list[PoolStatus]] = {}
+    for each in pool.status():
+        found.setdefault(each.name, []).append(each)
+    return found
+
+
+def _timed_out(pools: list[PoolStatus]) -> int:
+    return sum(each.timed_out for each in pools)
 
 
 def _gauge(figure: _Figure, mode: Literal["livesum", "livemax"]) -> Gauge:
