@@ -84,22 +84,27 @@ class Connect(Protocol):
 
 
 class Loan:
-    """A connection of a pool, until it is given back."""
+    """A connection of a pool, until it is returned with `Pool.put` or `Pool.drop`."""
 
-    __slots__ = ("_sessions", "conn", "keeper")
+    __slots__ = ("_conn", "_keeper", "_sessions")
 
     def __init__(self, session: Session, keeper: Keeper) -> None:
         """Lend the connection of *session*, which *keeper* keeps."""
-        self.conn: WatchedConnection = session.conn
-        self.keeper = keeper
+        self._conn: WatchedConnection = session.conn
+        self._keeper = keeper
         self._sessions = [session]
 
     @property
+    def conn(self) -> WatchedConnection:
+        """The connection. Do not use it after the loan has ended."""
+        return self._conn
+
+    @property
     def ended(self) -> bool:
-        """Whether the connection was given back."""
+        """Whether the connection was returned."""
         return not self._sessions
 
-    def end(self) -> Session | None:
+    def _end(self) -> Session | None:
         """End the loan and return its session; return ``None`` from the second call on.
 
         The end of a greenlet and its own ``put()`` may both end the loan.
@@ -117,6 +122,8 @@ class Pool:
     *configure* is called with each new connection, and again after its session had to
     be reset. Every borrower finds the state that it sets; it must commit. The
     connections are of the class *connection_factory*; ``None`` is psycopg2's own.
+    *name* stands in errors, in the log and in metrics, which add up pools of one name;
+    ``None`` is ``pool-1``, ``pool-2`` and so on.
 
     The other options are those of ``psycopg_pool`` for psycopg 3. The pool keeps
     *min_size* connections, and opens them in the background when it is first used. It
@@ -131,7 +138,7 @@ class Pool:
     Any number of threads and greenlets may use a pool; under eventlet, whose locks
     belong to one thread, only the greenthreads of one. In a forked process it starts
     without connections and leaves the existing ones to the parent. Raise `ValueError`
-    for an invalid option.
+    for an invalid option, and `TypeError` if *connection_factory* is not a class.
     """
 
     def __init__(
@@ -191,7 +198,8 @@ class Pool:
 
         ``None`` is the pool's own *timeout*; with 0 it does not wait. The caller must
         `put` the loan back. Raise `PoolTimeout`, `TooManyRequests`, `PoolClosed`, or the
-        error if a connection cannot be opened.
+        error if a connection cannot be opened, and `ValueError` if *timeout* is negative
+        or no number.
         """
         timeout = self._options.timeout if timeout is None else timeout
         if not 0 <= timeout < math.inf:
@@ -238,18 +246,18 @@ class Pool:
         If that fails, the connection is closed. Does nothing if it was returned already,
         or if it belongs to the parent of this forked process.
         """
-        session = loan.end()
-        if session and loan.keeper is self._keeper:
-            loan.keeper.take_back(session)
+        session = loan._end()
+        if session and loan._keeper is self._keeper:
+            self._keeper.take_back(session)
 
     def drop(self, loan: Loan) -> None:
         """Return a connection to the pool and close it, without waiting.
 
         Does nothing in the cases in which `put` does nothing.
         """
-        session = loan.end()
-        if session and loan.keeper is self._keeper:
-            loan.keeper.discard(session)
+        session = loan._end()
+        if session and loan._keeper is self._keeper:
+            self._keeper.discard(session)
 
     def close(self) -> None:
         """Close the idle connections now, and those in use when they are returned.
