@@ -1,6 +1,7 @@
 """``python -m psycogreen``: its verdicts and its output."""
 
 import json
+import math
 import os
 import pty
 import re
@@ -190,7 +191,7 @@ def test_resolver_that_blocks(check_app):
 
 REMEDIES = {
     "which looks up host names off the loop": "import eventlet; eventlet.monkey_patch()",
-    "leave resolve_hosts=True": GEVENT + PSYCOGREEN.format("resolve_hosts=False"),
+    "pass no resolve_hosts=False": GEVENT + PSYCOGREEN.format("resolve_hosts=False"),
 }
 
 
@@ -456,6 +457,17 @@ def test_unknown_framework():
     """The function refuses a framework whose loop it cannot watch."""
     with pytest.raises(ValueError, match=r"'twisted'.*gevent or eventlet"):
         psycogreen.check(framework="twisted")
+
+
+@pytest.mark.parametrize(
+    "number",
+    [{"queries": 0}, {"seconds": 0}, {"seconds": math.inf}, {"seconds": math.nan}],
+)
+def test_wrong_arguments(number):
+    """The function refuses a number with which nothing would be measured, and shows it."""
+    [(name, value)] = number.items()
+    with pytest.raises(ValueError, match=f"^{name}={value!r}: it must be "):
+        psycogreen.check(framework="gevent", **number)
 
 
 def test_unquoted_words(command, dsn):

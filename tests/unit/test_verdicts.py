@@ -115,7 +115,7 @@ def test_missing_modules_are_named(check):
     ("status", "remedy"),
     [
         ({}, "not in a service file"),
-        ({"resolve_hosts": False}, "leave resolve_hosts=True"),
+        ({"resolve_hosts": False}, "unset PSYCOGREEN_RESOLVE_HOSTS"),
         (
             {"resolve_hosts": False, "callback": "eventlet.support.psycopg2_patcher"},
             "call psycogreen.patch_psycopg(), which looks up host names off the loop",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -75,9 +76,16 @@ def check(
     for the framework of the wait callback, or else of the monkey patch. *say* is
     called with a description of each step.
 
-    Raise `psycopg2.Error` if a connection or a query fails, `ValueError` if *dsn* is
-    not a connection string, and `ImportError` if the framework is missing.
+    Raise `psycopg2.Error` if a connection or a query fails; `ValueError` if an argument is
+    invalid, and under uWSGI's engines greenlet and uGreen, which have no loop to watch; and
+    `ImportError` if the framework is missing.
     """
+    if queries < 1:
+        msg = f"queries={queries!r}: it must be 1 or more"
+        raise ValueError(msg)
+    if not 0 < seconds < math.inf:
+        msg = f"seconds={seconds!r}: it must be a number of seconds above 0"
+        raise ValueError(msg)
     name = framework or _framework(_install.status())
     return examine(dsn, name, queries=queries, seconds=seconds, say=say)
 

@@ -202,8 +202,7 @@ def _check_server(given: argparse.Namespace, server: Sequence[str]) -> tuple[boo
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit)
     with _server(given) as dsn, _Progress() as progress:
-        colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        job = Job(for_libpq(dsn), given.queries, given.seconds, colours)
+        job = Job(for_libpq(dsn), given.queries, given.seconds, sys.stdout.isatty())
         found = check_worker(server, job, progress.say)
     text = _as_json(found["report"]) if given.json else "\n".join(found["lines"])
     return found["cooperative"], text

@@ -157,7 +157,10 @@ def _remedy_for_libpq(status: Status) -> str:
     if status.resolve_hosts:
         return "name the host in the connection string, not in a service file"
     if (status.callback or "").startswith("psycogreen."):
-        return "leave resolve_hosts=True, patch_psycopg()'s default"
+        return (
+            "unset PSYCOGREEN_RESOLVE_HOSTS, and pass no resolve_hosts=False to "
+            "patch_psycopg()"
+        )
     return "call psycogreen.patch_psycopg(), which looks up host names off the loop"
 
 
