@@ -120,6 +120,18 @@ def test_time_limit(start, celery_app, active):
     await_(lambda: not active("%a task%"))
 
 
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_revoked(start, celery_app, active, pool):
+    """A task that is revoked and terminated is interrupted, and its query cancelled."""
+    worker = start(*green(pool), app="celery_slow")
+    worker.await_line(r"w1@\S+ ready")
+    task = celery_app.app.send_task("celery_slow.sleep_long")
+    await_(lambda: active("%a task%"))
+    celery_app.app.control.revoke(task.id, terminate=True)
+    await_(lambda: not active("%a task%"))
+    assert not succeeded(worker)
+
+
 @pytest.mark.parametrize(
     "pool",
     [

@@ -49,7 +49,7 @@ class Status:
 
     monkey_patched: bool
     """Whether the standard library's sockets are monkey-patched by the
-    framework (by any, if *framework* is ``None``). Never by ``"uwsgi"``."""
+    framework (by any, if *framework* is ``None``). ``False`` under ``"uwsgi"``."""
 
     pid: int
     """The id of this process."""
@@ -64,7 +64,7 @@ class Status:
 
     compiled: bool
     """Whether the callback is the one in C. ``False`` if psycogreen was not compiled,
-    or ``PSYCOGREEN_PURE=1`` is set."""
+    if ``PSYCOGREEN_PURE=1`` is set, or if none of psycogreen's callbacks is installed."""
 
     waiting: int
     """How many waits are under way."""
@@ -81,7 +81,8 @@ class Status:
     ``connect_timeout``."""
 
     cancelled: int
-    """How many cancel requests for interrupted queries the server has accepted."""
+    """How many cancel requests the server has accepted: for interrupted queries, and for
+    ``connection.cancel()``."""
 
 
 def patch_psycopg(
@@ -109,16 +110,17 @@ def patch_psycopg(
     wait on. A forked process inherits the callback and the options. A second call
     changes only the options that are given. Call it before or after the framework's
     monkey-patching if *framework* is given, only after it if *framework* is ``None``.
-    If nothing is monkey-patched when a query first waits, the logger
+    On Linux, if nothing is monkey-patched when a query first waits, the logger
     ``psycogreen.monkey_patch`` has a warning, once in a process.
 
     Raise `PatchConflict` if another wait callback is installed; *replace* takes over
     from it instead. (eventlet's built-in callback counts as eventlet's, and a
     `functools.partial` of a callback counts as that callback: a limit set with it stays
-    in force.) Raise `ImportError` if the framework is missing or too old, `ValueError`
-    if *framework* is unknown or a variable is neither ``0`` nor ``1``, and
-    `RuntimeError` if *framework* is ``None`` and none is found, or is ``"uwsgi"`` and
-    psycopg2 cannot wait with uWSGI's engine.
+    in force.) Raise `ImportError` if the framework is missing or too old, or is
+    ``"uwsgi"`` outside of uWSGI or under its gevent engine; `ValueError` if *framework* is
+    unknown or a variable is neither ``0`` nor ``1``; and `RuntimeError` if *framework* is
+    ``None`` and none is found, or is ``"uwsgi"`` and psycopg2 cannot wait with uWSGI's
+    engine.
     """
     if framework is None:
         framework = _detect()

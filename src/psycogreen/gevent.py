@@ -46,7 +46,8 @@ def patch_psycopg(
 
     The same as ``psycogreen.patch_psycopg("gevent", ...)``; see
     `psycogreen.patch_psycopg` for the arguments, repetition, and what is raised.
-    Host names are resolved by gevent's resolver.
+    Host names are resolved by the system's resolver in a native thread, or by the resolver
+    that ``GEVENT_RESOLVER`` names.
     """
     _install.install(
         gevent_wait_callback,

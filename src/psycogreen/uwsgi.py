@@ -1,7 +1,7 @@
 """psycopg2 under uWSGI's async engines greenlet and uGreen.
 
-It can be imported only in uWSGI's processes, and importing it patches nothing. Under
-uWSGI's gevent engine use `psycogreen.gevent`.
+Importing it patches nothing. It raises `ImportError` outside of uWSGI's processes, and
+under uWSGI's gevent engine, for which `psycogreen.gevent` is the module.
 """
 
 from __future__ import annotations

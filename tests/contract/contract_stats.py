@@ -88,6 +88,17 @@ def test_cancelled(green, conn):
     assert psycogreen.status().waiting == 0
 
 
+def test_cancelled_by_the_application(green, conn):
+    """connection.cancel() is counted too when the server accepts the request."""
+    before = psycogreen.status()
+    task = green.spawn(conn.cursor().execute, "select pg_sleep(60)")
+    await_(green, lambda: psycogreen.status().longest_wait > 0.1)
+    conn.cancel()
+    with pytest.raises(psycopg2.errors.QueryCanceled):
+        green.wait(task)
+    assert grown(before)[1:] == (0, 1)
+
+
 def test_timed_out(green, conn):
     """The callback's own limit counts as timed out, and is cancelled too."""
     before = psycogreen.status()

@@ -13,7 +13,7 @@ LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
 
 DOWNWARDS = "The rooms import downwards only"
 INTEGRATIONS = "No integration imports another"
-CIRCLE = "No modules import each other in a circle, for type checking neither"
+CIRCLE = "No modules import each other in a circle, not even for type checking"
 
 
 @pytest.fixture
