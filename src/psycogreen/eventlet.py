@@ -171,6 +171,8 @@ def _in_hub() -> bool:
 
 def _resolve(host: str) -> list[str]:
     """Return the addresses of *host*, in the system's order."""
+    if _existing_hub() is None and not native.is_main_thread():
+        return lookups.look_up_in_place(host)
     return lookups.look_up_by_system(host, _wait_socket)
 
 

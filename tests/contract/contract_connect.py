@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import time
+from collections import deque
 from types import SimpleNamespace
 
 import psycopg2
@@ -695,6 +696,67 @@ def test_lookups_share_a_thread(green, monkeypatch):
             green.sleep(0.001)
     assert len(threads) == 5
     assert len(set(threads)) == 1
+
+
+def test_lookup_amid_a_lookup(green, user, port, monkeypatch):
+    """A destructor that connects by a name while a lookup of it is prepared does not wait.
+
+    The garbage collector may run it there. It would wait for a call that only its own
+    greenlet can begin.
+    """
+    connected = []
+
+    class Bell(bell.bell):
+        def __enter__(self):
+            if not connected:
+                connected.append(False)
+                connect()
+                connected[0] = True
+            return super().__enter__()
+
+    def connect():
+        psycopg2.connect(host="127.1", port=port, **user).close()
+
+    monkeypatch.setattr(offload, "bell", Bell)
+    with green.Timeout(10):
+        connect()
+    assert connected == [True]
+
+
+def test_lookup_in_the_thread_of_a_lookup(green, user, port, monkeypatch):
+    """A destructor that connects by a name in the thread that looks it up does not wait.
+
+    It would wait for a call that ends only after it.
+    """
+    connected = []
+    getaddrinfo = original("_socket", "getaddrinfo")
+
+    def in_thread(host, *arguments):
+        if not connected:
+            connected.append(False)
+            connect()
+            connected[0] = True
+        return getaddrinfo(host, *arguments)
+
+    def connect():
+        psycopg2.connect(host="127.1", port=port, **user).close()
+
+    monkeypatch.setattr("_socket.getaddrinfo", in_thread)
+    with green.Timeout(10):
+        connect()
+    assert connected == [True]
+
+
+def test_no_thread_for_a_lookup(green, user, port, monkeypatch):
+    """If the system allows no further thread, the name is looked up in place, as by libpq."""
+
+    def start_thread(function):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(native, "start_thread", start_thread)
+    monkeypatch.setattr(offload, "_idle", deque())
+    with green.Timeout(10):
+        psycopg2.connect(host="127.1", port=port, **user).close()
 
 
 def test_bell_is_closed_natively(green, monkeypatch):

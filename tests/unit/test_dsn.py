@@ -14,6 +14,8 @@ from psycogreen._interface.dsn import for_libpq, shown
         ("postgresql://u:p@h/d", "postgresql://u:p@h/d"),
         ("postgresql+psycopg2://u:p@h/d", "postgresql://u:p@h/d"),
         ("postgres+asyncpg://h", "postgres://h"),
+        ("dbname=a@b", "dbname=a@b"),
+        ("host=@a,@b", "host=@a,@b"),
     ],
 )
 def test_for_libpq(dsn, expected):

@@ -31,8 +31,10 @@ def for_libpq(dsn: str) -> str:
             reason = re.sub(r'"[^"]*"', '"..."', reason, flags=re.DOTALL)
         msg = f"invalid connection string: {reason}"
         raise ValueError(msg) from None
-    # An unquoted @ or / ends a password too early; the rest becomes the host.
-    if any("@" in parameters.get(name, "")[1:] for name in ("host", "dbname")):
+    # An unquoted @ or / in a URL ends a password too early; the rest becomes the host.
+    if "://" in dsn and any(
+        "@" in parameters.get(name, "")[1:] for name in ("host", "dbname")
+    ):
         msg = (
             "invalid connection string: write the characters @ and / of a password "
             "in a URL as %40 and %2F"

@@ -47,12 +47,20 @@ def look_up_in_place(host: str) -> list[str]:
     return _addresses(_socket.getaddrinfo(host, *_STREAMS))
 
 
+def _start(function: Callable[[], None]) -> None:
+    """Call *function* in a native thread, or in this one if no other can be started."""
+    try:
+        offload.start(function)
+    except RuntimeError:
+        function()
+
+
 def look_up(
     host: str,
     getaddrinfo: GetAddrInfo,
     wait_socket: SocketWait,
     *,
-    start: Start = offload.start,
+    start: Start = _start,
     among: object = None,
 ) -> list[str]:
     """Return the addresses of *host*, in the order of *getaddrinfo*.
@@ -64,7 +72,9 @@ def look_up(
     key = among, host
     call = _under_way.get(key)
     begin = None
-    if call is None or call.is_done:
+    # If a call has not begun, it may be this greenlet that has to begin it: the garbage
+    # collector may run a destructor that connects, at any point.
+    if call is None or call.is_done or not call.has_begun:
         # The thread does nothing else: Python code is slow in it, since its caches are
         # cold.
         call = _under_way[key] = Call(partial(getaddrinfo, host, *_STREAMS))
