@@ -421,6 +421,190 @@ def test_errors_of_all_addresses(green, user, monkeypatch):
     ]
 
 
+@contextlib.contextmanager
+def hosts_after_a_silent_one(port):
+    """The hosts of a connection string of which the first one does not answer."""
+    with silent_server() as silent:
+        yield f"host=127.0.0.1,127.0.0.1 port={silent},{port} connect_timeout=1"
+
+
+class AddsParameters(psycopg2.extensions.connection):
+    """A class of connections that adds parameters, as one does for a short-lived token."""
+
+    def __init__(self, dsn, *args):
+        """Add them."""
+        super().__init__(
+            f"{dsn} user=postgres password=new application_name=added", *args
+        )
+
+
+@pytest.mark.parametrize("given", ["", " password=old"])
+def test_class_that_adds_parameters(green, port, given):
+    """What a class of connections adds counts for the next host, too."""
+    with hosts_after_a_silent_one(port) as hosts:
+        conn = psycopg2.connect(
+            f"{hosts} user=nobody dbname=postgres{given}",
+            connection_factory=AddsParameters,
+        )
+    assert conn.info.port == port
+    assert conn.info.user == "postgres"
+    assert conn.info.password == "new"
+    assert conn.info.dsn_parameters["application_name"] == "added"
+    conn.close()
+
+
+def test_class_that_adds_a_limit(green, user):
+    """A connect_timeout that a class of connections adds counts."""
+
+    class Limited(psycopg2.extensions.connection):
+        def __init__(self, dsn, *args):
+            super().__init__(f"{dsn} connect_timeout=1", *args)
+
+    with silent_server() as silent, green.Timeout(20):
+        options = {"host": "127.0.0.1", "port": silent, "connection_factory": Limited}
+        with pytest.raises(psycopg2.OperationalError, match="timeout expired"):
+            psycopg2.connect(**options, **user)
+
+
+def test_replication_after_a_silent_host(green, user, port):
+    """A replication connection is one also if the first host does not answer."""
+    with hosts_after_a_silent_one(port) as hosts:
+        conn = psycopg2.connect(
+            hosts,
+            connection_factory=psycopg2.extras.LogicalReplicationConnection,
+            **user,
+        )
+    assert parse_dsn(conn.dsn)["replication"] == "database"
+    assert conn.info.dsn_parameters["replication"] == "database"
+    conn.close()
+
+
+def test_class_with_its_own_hosts(green, user, port):
+    """A class of connections that connects somewhere else is left to do so."""
+
+    class Elsewhere(psycopg2.extensions.connection):
+        def __init__(self, dsn, *args):
+            super().__init__(f"{hosts} user=postgres dbname=template1", *args)
+
+    with hosts_after_a_silent_one(port) as hosts:
+        conn = psycopg2.connect(
+            host="localhost", port=port, connection_factory=Elsewhere, **user
+        )
+    assert (conn.info.port, conn.info.dbname) == (port, "template1")
+    assert conn.dsn == f"{hosts} user=postgres dbname=template1"
+    assert conn.get_dsn_parameters()["host"] == "127.0.0.1,127.0.0.1"
+    conn.close()
+
+
+def test_class_with_its_own_host_at_once(green, user, port):
+    """The parameters shown are those of the host that such a class connects to."""
+
+    class Elsewhere(psycopg2.extensions.connection):
+        def __init__(self, dsn, *args):
+            super().__init__(
+                f"host=127.0.0.1 port={port} user=postgres dbname=postgres"
+            )
+
+    conn = psycopg2.connect(
+        host="localhost", port=1, connection_factory=Elsewhere, **user
+    )
+    assert conn.dsn == f"host=127.0.0.1 port={port} user=postgres dbname=postgres"
+    assert conn.get_dsn_parameters()["host"] == "127.0.0.1"
+    assert conn.info.dsn_parameters["port"] == str(port)
+    conn.close()
+
+
+def test_factory_with_a_connection_of_its_own(green, user, port):
+    """A connection that a factory opens first does not take the other's hosts."""
+
+    def factory(dsn, async_=0):
+        psycopg2.extensions.connection(
+            f"host=127.0.0.1 port={port} user=postgres dbname=postgres"
+        ).close()
+        return psycopg2.extensions.connection(dsn)
+
+    with hosts_after_a_silent_one(port) as hosts:
+        conn = psycopg2.connect(hosts, connection_factory=factory, **user)
+    assert conn.info.port == port
+    conn.close()
+
+
+def test_connection_without_connect(green, port):
+    """A connection that is made without psycopg2.connect() tries all hosts."""
+    with hosts_after_a_silent_one(port) as hosts:
+        conn = psycopg2.extensions.connection(f"{hosts} user=postgres dbname=postgres")
+    assert conn.info.port == port
+    conn.close()
+
+
+def test_reads_back_after_a_silent_host(green, user, port):
+    """The parameters name all hosts, also those that did not answer."""
+    with hosts_after_a_silent_one(port) as hosts:
+        conn = psycopg2.connect(hosts, **user)
+    given = parse_dsn(hosts)
+    for parameters in conn.get_dsn_parameters(), conn.info.dsn_parameters:
+        assert {word: parameters[word] for word in given} == given
+        assert "hostaddr" not in parameters
+    conn.close()
+
+
+def test_service_with_a_silent_host(green, user, port, tmp_path, monkeypatch):
+    """The hosts of a service file are tried in turn."""
+    with hosts_after_a_silent_one(port) as hosts:
+        lines = "\n".join(hosts.split())
+        (tmp_path / "services").write_text(f"[here]\n{lines}\n")
+        monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+        with green.ticking():
+            conn = psycopg2.connect(service="here", **user)
+    assert conn.info.port == port
+    assert conn.get_dsn_parameters()["host"] == "127.0.0.1,127.0.0.1"
+    assert "host" not in parse_dsn(conn.dsn)
+    conn.close()
+
+
+@pytest.fixture
+def silent_address(port):
+    """A name that libpq itself finds at an address that does not answer."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.2", port))
+        sock.listen(10)
+        yield "127.2"
+
+
+def test_further_address_without_resolving(
+    green, user, port, silent_address, monkeypatch
+):
+    """If libpq has resolved a name, its other addresses are tried after a silent one."""
+    psycogreen.unpatch_psycopg()
+    psycogreen.patch_psycopg(resolve_hosts=False)
+    look_up = original("_socket", "getaddrinfo")
+
+    def getaddrinfo(host, *arguments):
+        assert host == silent_address
+        return [
+            *look_up("127.0.0.2", *arguments),
+            *look_up("127.0.0.1", *arguments),
+        ]
+
+    monkeypatch.setattr("_socket.getaddrinfo", getaddrinfo)
+    conn = psycopg2.connect(host=silent_address, port=port, connect_timeout=1, **user)
+    assert conn.info.host == silent_address
+    assert conn.get_dsn_parameters()["host"] == silent_address
+    assert "hostaddr" not in conn.get_dsn_parameters()
+    conn.close()
+
+
+def test_further_address_asynchronously(green, user, port, silent_address, addresses):
+    """An asynchronous connection tries a name's other addresses after a silent one."""
+    conn = psycopg2.connect(
+        host="db.example", port=port, connect_timeout=1, async_=True, **user
+    )
+    with green.ticking():
+        green.callback(conn)
+    assert conn.get_dsn_parameters()["host"] == "db.example"
+    conn.close()
+
+
 @pytest.fixture
 def addresses(monkeypatch):
     """Make every name resolve to these addresses, of which the second one answers."""
@@ -751,7 +935,8 @@ def test_no_thread_for_a_lookup(green, user, port, monkeypatch):
     """If the system allows no further thread, the name is looked up in place, as by libpq."""
 
     def start_thread(function):
-        raise RuntimeError("can't start new thread")
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
 
     monkeypatch.setattr(native, "start_thread", start_thread)
     monkeypatch.setattr(offload, "_idle", deque())

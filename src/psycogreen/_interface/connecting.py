@@ -16,7 +16,16 @@ import psycopg2
 from psycopg2.extensions import connection, get_wait_callback
 
 from psycogreen._interface import readback
-from psycogreen._interface.hosts import Host, Plan, plan, with_addresses
+from psycogreen._interface.hosts import (
+    Host,
+    Plan,
+    as_shown,
+    is_same_address,
+    plan,
+    plan_begun,
+    with_addresses,
+)
+from psycogreen._interface.lookups import look_up_in_place
 from psycogreen._interface.restart import restart
 from psycogreen._wait import deadline
 from psycogreen._wait.deadline import (
@@ -25,6 +34,7 @@ from psycogreen._wait.deadline import (
     parse_connect_timeout,
 )
 from psycogreen._wait.libpq import host_address
+from psycogreen._wait.libpq import parameters as libpq_parameters
 from psycogreen._wait.stats import totals
 
 Connect = Callable[..., connection]
@@ -59,7 +69,7 @@ class GreenConnect:
         finally:
             deadline.current.reset(token)
         # Of an asynchronous connection, whose application does the waiting.
-        if attempt.is_resolved and not attempt.has_begun:
+        if attempt.is_resolved and not attempt.has_begun and attempt.is_of(conn):
             readback.note(conn, planned)
         return conn
 
@@ -85,7 +95,7 @@ def remove() -> None:
         psycopg2._connect = current.original  # type: ignore[attr-defined]
 
 
-class _Attempt(deadline.Attempt):
+class _Attempt:
     """The attempt to connect to one of the hosts of a plan.
 
     libpq itself tries the hosts in turn and decides after which errors to go on. When
@@ -94,6 +104,7 @@ class _Attempt(deadline.Attempt):
     ``load_balance_hosts``.
     """
 
+    is_taken = False
     is_resolved = False
     has_begun = False
     _errors = ""
@@ -130,6 +141,21 @@ class _Attempt(deadline.Attempt):
             )
             return ()
 
+    def is_of(self, conn: connection) -> bool:
+        """Return whether *conn* tries the hosts of this attempt.
+
+        A class of connections may have added parameters, as a replication connection
+        does: then go by these.
+        """
+        dsn = _dsn(conn)
+        if dsn == as_shown(self.dsn):
+            return True
+        real, own = plan(dsn), plan(self.dsn)
+        if real is None or own is None or real.hosts != own.hosts:
+            return False
+        self._plan = self._plan.with_settings_of(real)
+        return True
+
     def has_one_address(self) -> bool:
         """Return whether there is only one host, and libpq need not resolve it."""
         return self._has_one_address
@@ -154,18 +180,22 @@ class _Attempt(deadline.Attempt):
         self._errors += self._named(self._libpq_prefix(conn, silent))
         self._errors += "timeout expired\n"
         rest = list(self._hosts)
-        rest.remove(silent)
+        at = rest.index(silent)
+        rest[at : at + 1] = _other_addresses(silent, host_address(conn))
         if not rest:
             raise ConnectTimeout(self._errors)
         totals.timed_out += 1
         self._hosts = tuple(rest)
         self._has_one_address = len(rest) == 1 and not rest[0].is_name
-        self.dsn = self._plan.with_hosts(rest)
+        # The class of the connection may have replaced the password.
+        self._plan = self._plan.with_settings_of(_plan_begun(conn))
         try:
-            restart(conn, self.dsn)
+            restart(conn, self._plan.with_hosts(rest))
         except psycopg2.OperationalError as ex:
             ex.args = (self._errors + self._named(str(ex)),)
             raise
+        if not readback.is_noted(conn):
+            readback.note(conn, self._plan)
         self._first, self._first_prefix = None, ""
         self.begin(conn)
 
@@ -225,3 +255,67 @@ class _Attempt(deadline.Attempt):
             return choices[(seen[match[0]] - 1) % len(choices)]
 
         return re.sub("|".join(map(re.escape, prefixes)), name, error)
+
+
+class _AttemptElsewhere:
+    """An attempt of which only the connection object is known.
+
+    The application may have created the connection by other means, may itself do the
+    waiting, or libpq may have read the hosts from a service file. When the time of the
+    first host is up, the parameters that libpq has make a plan.
+    """
+
+    is_taken = False
+    _first_prefix = ""
+    _planned: _Attempt | None = None
+
+    def is_of(self, conn: connection) -> bool:
+        return True
+
+    def begin(self, conn: connection) -> int | None:
+        info = conn.info
+        parameters = info.dsn_parameters
+        address = host_address(conn)
+        # If libpq was given an address, it shows that and not the name.
+        given = parameters.get("hostaddr", "").split(",")
+        host = address if address in given else info.host
+        self._first_prefix = error_prefix(host, address, info.port)
+        return parse_connect_timeout(parameters.get("connect_timeout"))
+
+    def has_one_address(self) -> bool:
+        return self._planned is not None and self._planned.has_one_address()
+
+    def leave_host(self, conn: connection) -> None:
+        if self._planned is None:
+            self._planned = _Attempt(_plan_begun(conn))
+        self._planned.leave_host(conn)
+
+    def completed(self, conn: connection, error: str) -> str:
+        if self._planned is None:
+            return self._first_prefix + error
+        return self._planned.completed(conn, error)
+
+
+deadline.begun_elsewhere = _AttemptElsewhere
+
+# As psycopg2 has it, before it is replaced.
+_dsn: Callable[[connection], str] = vars(connection)["dsn"].__get__
+
+
+def _plan_begun(conn: connection) -> Plan:
+    """Return the plan of *conn*, which libpq has begun to open."""
+    return plan_begun(_dsn(conn), libpq_parameters(conn))
+
+
+def _other_addresses(host: Host, address: str) -> list[Host]:
+    """Return the addresses of *host* but *address*, if it is a name that libpq looked up."""
+    if not host.is_name:
+        return []
+    current = installed()
+    resolve = current.resolve if current and current.resolve else look_up_in_place
+    try:
+        found = resolve(host.host)
+    except (OSError, UnicodeError):
+        return []
+    hosts = (Host(host.host, one, host.port, True) for one in found)
+    return [other for other in hosts if not is_same_address(other.address, address)]

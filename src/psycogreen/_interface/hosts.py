@@ -6,7 +6,7 @@ import ipaddress
 import itertools
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -56,7 +56,9 @@ class Host:
         return (
             self.host in ("", host)
             and int(self.port or DEFAULT_PORT) == port
-            and (self.address in ("", address) or _is_same(self.address, address))
+            and (
+                self.address in ("", address) or is_same_address(self.address, address)
+            )
         )
 
 
@@ -75,7 +77,7 @@ def _without_scope(address: str) -> str:
     return address.partition("%")[0]
 
 
-def _is_same(one: str, other: str) -> bool:
+def is_same_address(one: str, other: str) -> bool:
     """Return whether the addresses are equal, ignoring the scope that libpq omits."""
     try:
         addresses = [
@@ -105,6 +107,15 @@ class Plan:
     """Whether a resolver is needed to find the address of a host."""
     has_one_address: bool
     """Whether there is one host, and it needs no resolver."""
+
+    def with_settings_of(self, other: Plan) -> Plan:
+        """Return the plan with all that *other* says, but for its hosts."""
+        return replace(
+            self,
+            connect_timeout=other.connect_timeout,
+            is_shuffled=other.is_shuffled,
+            rest=other.rest,
+        )
 
     def with_hosts(self, hosts: Iterable[Host]) -> str:
         """Return the connection string with its hosts replaced by *hosts*."""
@@ -170,10 +181,42 @@ def _plan(dsn: str, *environment: Any) -> Plan | None:  # noqa: ANN401
         parameters = parse_dsn(dsn)
     except psycopg2.ProgrammingError:
         return None
-    settings = {**inherited, **parameters}
-    hosts = () if "service" in settings else _hosts(settings)
-    if not hosts:
+    if "service" in parameters or "service" in inherited:
         return None
+    settings = {**inherited, **parameters}
+    hosts = _hosts(settings)
+    return _made(dsn, hosts, parameters, settings, parameters) if hosts else None
+
+
+@lru_cache(maxsize=64)
+def as_shown(dsn: str) -> str:
+    """Return the `connection.dsn` that psycopg2 makes of *dsn*: it hides the password."""
+    parameters = parse_dsn(dsn)
+    if "password" not in parameters:
+        return dsn
+    return str(make_dsn(**{**parameters, "password": "xxx"}))
+
+
+def plan_begun(dsn: str, parameters: Mapping[str, str]) -> Plan:
+    """Return the plan of a connection that libpq has begun to open.
+
+    *dsn* is what psycopg2 shows for it, maybe without its password. *parameters* are
+    libpq's own, also from the environment and a service file.
+    """
+    return _made(dsn, _hosts(parameters), parse_dsn(dsn), parameters, parameters)
+
+
+def _made(
+    dsn: str,
+    hosts: tuple[Host, ...],
+    shown: Mapping[str, str],
+    settings: Mapping[str, str],
+    parameters: Mapping[str, str],
+) -> Plan:
+    """Make a plan for *hosts*, which come from *settings*.
+
+    *shown* is what *dsn* says. The plan connects with *parameters*.
+    """
     rest = {word: value for word, value in parameters.items() if word not in LISTS}
     has_names = any(host.is_name for host in hosts)
     return Plan(
@@ -181,11 +224,11 @@ def _plan(dsn: str, *environment: Any) -> Plan | None:  # noqa: ANN401
         hosts=hosts,
         connect_timeout=settings.get("connect_timeout"),
         is_shuffled=settings.get("load_balance_hosts") == "random",
-        given={word: parameters[word] for word in LISTS if word in parameters},
+        given={word: shown[word] for word in LISTS if word in shown},
         inherited={
-            word: inherited[word]
+            word: settings[word]
             for word in LISTS
-            if word in inherited and word not in parameters
+            if word in settings and word not in shown
         },
         rest=str(make_dsn(**rest)),
         has_names=has_names,

@@ -167,7 +167,7 @@ def _entry_or_connect(
 
     The entry has the attempt. It is used if there is no limit of time.
     """
-    attempt = take_attempt()
+    attempt = take_attempt(conn)
     since = monotonic()
     try:
         seconds = attempt.begin(conn)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import psycopg2
 from psycopg2.extensions import STATUS_SETUP
 
 from psycogreen._errors import WaitTimeout
-from psycogreen._wait import libpq
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
@@ -31,16 +31,14 @@ class ConnectTimeout(psycopg2.OperationalError):
     """A host did not answer in time. The message is libpq's."""
 
 
-class Attempt:
-    """An attempt to connect, of which only the connection object is known.
+class Attempt(Protocol):
+    """An attempt to connect: see `psycogreen._interface.connecting`."""
 
-    The application may have created the connection by other means, or libpq may have
-    read the hosts from a service file. `psycogreen._interface.connecting` has a subclass
-    for attempts whose hosts are known.
-    """
-
-    is_taken = False
+    is_taken: bool
     """Whether its connection is known."""
+
+    def is_of(self, conn: connection) -> bool:
+        """Return whether *conn* tries the hosts of this attempt."""
 
     def begin(self, conn: connection) -> int | None:
         """Record the host that *conn* tries, before its first wait.
@@ -48,36 +46,34 @@ class Attempt:
         When psycopg2 makes the connection non-blocking, libpq forgets the beginning of
         its error. Return the seconds for each host; ``None`` if without limit.
         """
-        self._first_prefix = _first_prefix(conn)
-        return parse_connect_timeout(conn.info.dsn_parameters.get("connect_timeout"))
 
     def has_one_address(self) -> bool:
         """Return whether libpq has only one address to try."""
-        return False
 
     def leave_host(self, conn: connection) -> None:
         """Leave the host that *conn* is at, whose time is up, and try the others.
 
         Raise `ConnectTimeout` if there are none.
         """
-        noted = conn.info.error_message or ""
-        raise ConnectTimeout(self._first_prefix + noted + "timeout expired\n")
 
     def completed(self, conn: connection, error: str) -> str:
         """Return libpq's *error* with the beginning that names the first host."""
-        return self._first_prefix + error
 
 
 current: ContextVar[Attempt | None] = ContextVar("psycogreen_attempt", default=None)
 """The attempt that ``psycopg2.connect()`` has begun in this greenlet."""
 
+begun_elsewhere: Callable[[], Attempt]
+"""Makes the attempt of a connection of which only the object is known. It is set by
+`psycogreen._interface.connecting`."""
 
-def take_attempt() -> Attempt:
-    """Return the attempt of a connection that waits for the first time, and clear it."""
+
+def take_attempt(conn: connection) -> Attempt:
+    """Return the attempt of *conn*, which waits for the first time."""
     attempt = current.get()
     # A further connection that the connection factory makes is a different attempt.
-    if attempt is None or attempt.is_taken:
-        return Attempt()
+    if attempt is None or attempt.is_taken or not attempt.is_of(conn):
+        attempt = begun_elsewhere()  # noqa: F821
     attempt.is_taken = True
     return attempt
 
@@ -162,14 +158,3 @@ def error_prefix(host: str, address: str, port: str | int) -> str:
         return f'connection to server on socket "{socket}" failed: '
     found = f" ({address})" if address and address != host else ""
     return f'connection to server at "{host}"{found}, port {port} failed: '
-
-
-def _first_prefix(conn: connection) -> str:
-    """Return the beginning of libpq's error about the host that *conn* is at."""
-    info = conn.info
-    parameters = info.dsn_parameters
-    address = libpq.host_address(conn)
-    # If libpq was given an address, it shows that and not the name.
-    given = parameters.get("hostaddr", "").split(",")
-    host = address if address in given else info.host
-    return error_prefix(host, address, info.port)

@@ -28,10 +28,24 @@ _TEXTS = ctypes.POINTER(_TEXT)
 _POINTER = ctypes.c_void_p
 _POINTERS = ctypes.POINTER(_POINTER)
 
+
+class _Option(ctypes.Structure):
+    """A ``PQconninfoOption``."""
+
+    _fields_ = (
+        *(("keyword", _TEXT), ("envvar", _TEXT), ("compiled", _TEXT), ("val", _TEXT)),
+        *(("label", _TEXT), ("dispchar", _TEXT), ("dispsize", _INT)),
+    )
+
+
+_OPTIONS = ctypes.POINTER(_Option)
+
 # The type of the result, then those of the arguments.
 _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "PQcancel": (_INT, _POINTER, _TEXT, _INT),
     "PQclear": (_VOID, _POINTER),
+    "PQconninfo": (_OPTIONS, _POINTER),
+    "PQconninfoFree": (_VOID, _OPTIONS),
     "PQconnectStart": (_POINTER, _TEXT),
     "PQconsumeInput": (_INT, _POINTER),
     "PQerrorMessage": (_TEXT, _POINTER),
@@ -108,6 +122,24 @@ def pgconn(conn: connection) -> int:
         msg = "connection already closed"
         raise psycopg2.InterfaceError(msg)
     return address
+
+
+def parameters(conn: connection) -> dict[str, str]:
+    """Return the parameters of *conn*, its password included, wherever they come from.
+
+    The options that only say where libpq has looked for others are left out.
+    """
+    options = libpq().PQconninfo(pgconn(conn))
+    try:
+        found = {}
+        for option in options:
+            if option.keyword is None:
+                break
+            if option.val is not None:
+                found[option.keyword.decode()] = option.val.decode()
+    finally:
+        libpq().PQconninfoFree(options)
+    return {word: found[word] for word in found.keys() - {"service", "servicefile"}}
 
 
 def host_address(conn: connection) -> str:
