@@ -17,7 +17,7 @@ from importlib import import_module
 from psycopg2.extensions import get_wait_callback
 
 from psycogreen._errors import PatchConflict
-from psycogreen._interface import blocking, connecting, readback, replacing
+from psycogreen._interface import blocking, connecting, lookups, readback, replacing
 from psycogreen._uwsgi.engine import engine
 from psycogreen._wait import cancel, stats
 from psycogreen._wait.native import SocketWait
@@ -179,7 +179,7 @@ def install(
     in_hub: Callable[[], bool],
     identify: Callable[[], int] | None = None,
     threads: bool = True,
-    resolve: connecting.Resolve | None,
+    resolve: lookups.Resolve | None,
     resolve_hosts: bool | None,
     cancel_interrupted: bool | None,
     replace: bool,

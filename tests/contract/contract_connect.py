@@ -16,6 +16,7 @@ from psycopg2.extensions import libpq_version, parse_dsn
 
 import psycogreen
 from psycogreen._interface import connecting, hosts_file, lookups
+from psycogreen._interface.hosts import NEXT
 from psycogreen._wait import bell, native, offload
 from psycogreen._wait.native import original
 
@@ -419,6 +420,144 @@ def test_errors_of_all_addresses(green, user, monkeypatch):
         'connection to server at "db.example" (127.0.0.3)',
         'connection to server at "127.0.0.3"',
     ]
+
+
+@contextlib.contextmanager
+def starting_server():
+    """A server that refuses a connection after a while, as one does that is starting."""
+    fields = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0"
+    answer = b"E" + (len(fields) + 4).to_bytes(4, "big") + fields
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = sock.accept()
+                with client:
+                    client.recv(8192)
+                    client.sendall(answer)
+
+    sock = original("socket", "socket")()
+    with sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(10)
+        native.start_thread(serve)
+        yield sock.getsockname()[1]
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """The names that are looked up; each has the address 127.0.0.1."""
+    asked = []
+
+    def resolve(host):
+        asked.append(host)
+        if host == "dead.example":
+            raise OSError(1, "no such name")
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(connecting.installed(), "resolve", resolve)
+    return asked
+
+
+def test_name_that_is_not_needed(green, user, port, names):
+    """A name after the host that answers is not looked up: its name server may be down."""
+    psycopg2.connect(host="127.0.0.1,dead.example", port=port, **user).close()
+    psycopg2.connect(host="db.example,dead.example", port=port, **user).close()
+    assert names == ["db.example"]
+
+
+@pytest.mark.parametrize("limit", [{}, {"connect_timeout": 5}])
+@pytest.mark.parametrize("server", [closed_port, starting_server])
+def test_name_after_a_host_that_fails(green, user, port, names, server, limit):
+    """A name is looked up when the hosts before it have failed, at once or later."""
+    with server() as failing:
+        conn = psycopg2.connect(
+            host="127.0.0.1,one.example,dead.example,two.example,three.example",
+            port=f"{failing},{failing},{port},{port},{port}",
+            sslmode="disable",
+            **limit,
+            **user,
+        )
+    assert names == ["one.example", "dead.example", "two.example"]
+    assert conn.info.host == "two.example"
+    assert conn.info.port == port
+    hosts = "127.0.0.1,one.example,dead.example,two.example,three.example"
+    assert conn.get_dsn_parameters()["host"] == hosts
+    assert parse_dsn(conn.dsn)["host"] == hosts
+    conn.cursor().execute("select 1")
+    conn.close()
+
+
+def test_name_after_a_silent_host(green, user, port, names):
+    """A name is looked up when the time of the hosts before it is up."""
+    with silent_server() as silent:
+        conn = psycopg2.connect(
+            host="127.0.0.1,dead.example,db.example",
+            port=f"{silent},{port},{port}",
+            connect_timeout=1,
+            **user,
+        )
+    assert names == ["dead.example", "db.example"]
+    assert conn.info.host == "db.example"
+    conn.close()
+
+
+@pytest.mark.parametrize("limit", [{}, {"connect_timeout": 5}])
+@pytest.mark.parametrize("server", [closed_port, starting_server])
+def test_errors_before_and_of_names(green, user, names, server, limit):
+    """If all fail, the error is libpq's: of each host in turn, and of each name."""
+    with server() as failing, pytest.raises(psycopg2.OperationalError) as caught:
+        psycopg2.connect(
+            host="127.0.0.1,dead.example,db.example",
+            port=failing,
+            sslmode="disable",
+            **limit,
+            **user,
+        )
+    lines = [line for line in str(caught.value).splitlines() if not line[0].isspace()]
+    assert [line.partition(" failed: ")[0] for line in lines] == [
+        f'connection to server at "127.0.0.1", port {failing}',
+        'could not translate host name "dead.example" to address: no such name',
+        f'connection to server at "db.example" (127.0.0.1), port {failing}',
+    ]
+
+
+def test_error_that_is_final(green, port, names):
+    """After an error with which libpq tries no other host, no further name is looked up."""
+    with pytest.raises(psycopg2.OperationalError) as caught:
+        psycopg2.connect(
+            host="127.0.0.1,db.example", port=port, user="nobody", dbname="postgres"
+        )
+    assert 'role "nobody" does not exist' in str(caught.value)
+    assert NEXT.host not in str(caught.value)
+    assert names == []
+
+
+def test_name_after_the_wrong_kind_of_server(green, user, port, names):
+    """A name is looked up after a server that target_session_attrs does not accept."""
+    with pytest.raises(psycopg2.OperationalError) as caught:
+        psycopg2.connect(
+            host="127.0.0.1,db.example",
+            port=port,
+            target_session_attrs="standby",
+            **user,
+        )
+    assert str(caught.value).count("not in hot standby mode") == 2
+    assert names == ["db.example"]
+
+
+def test_interrupted_in_a_later_lookup(green, user, port, monkeypatch):
+    """A Timeout while a later name is looked up ends the attempt."""
+
+    def resolve(host):
+        green.sleep(60)
+
+    monkeypatch.setattr(connecting.installed(), "resolve", resolve)
+    hosts = {"host": "127.0.0.1,db.example", "sslmode": "disable"}
+    with starting_server() as failing, pytest.raises(green.Timeout), green.Timeout(0.5):
+        psycopg2.connect(**hosts, port=f"{failing},{port}", **user)
+    assert psycogreen.status().waiting == 0
 
 
 @contextlib.contextmanager

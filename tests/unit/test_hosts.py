@@ -8,6 +8,7 @@ import pytest
 from psycopg2.extensions import get_wait_callback, parse_dsn, set_wait_callback
 
 from psycogreen._interface.connecting import GreenConnect
+from psycogreen._interface.hosts import NEXT, Host
 from psycogreen._wait.deadline import error_prefix
 
 ADDRESSES = {"one": ["10.0.0.1"], "two": ["10.0.0.2", "::2"]}
@@ -76,8 +77,15 @@ def test_nothing_to_resolve(connect, dsn):
         ("host=one", "one", "10.0.0.1", None),
         ("host=one port=5433", "one", "10.0.0.1", "5433"),
         ("host=two port=5433", "two,two", "10.0.0.2,::2", "5433,5433"),
-        ("host=two,one port=1,2", "two,two,one", "10.0.0.2,::2,10.0.0.1", "1,1,2"),
-        ("host=/run,one port=5433", "/run,one", ",10.0.0.1", "5433,5433"),
+        ("host=two,one port=1,2", f"two,two,{NEXT.host}", "10.0.0.2,::2,", "1,1,"),
+        (
+            "host=two,one port=1,2 load_balance_hosts=random",
+            *("two,two,one", "10.0.0.2,::2,10.0.0.1", "1,1,2"),
+        ),
+        (
+            "host=two,/run,one target_session_attrs=prefer-standby",
+            *("two,two,/run,one", "10.0.0.2,::2,,10.0.0.1", None),
+        ),
         ("postgresql://one:5433/x", "one", "10.0.0.1", "5433"),
     ],
 )
@@ -86,6 +94,13 @@ def test_resolved(connect, dsn, hosts, addresses, ports):
     given, _ = connect(dsn)
     assert (given["host"], given["hostaddr"]) == (hosts, addresses)
     assert given.get("port") == ports
+
+
+def test_name_after_another_host(connect):
+    """A name is not looked up before libpq has come to it; another host marks its place."""
+    given, resolved = connect("host=/run,one port=5433")
+    assert resolved == []
+    assert given == {"host": f"/run,{NEXT.host}", "port": "5433,"}
 
 
 def test_names_from_the_environment(connect, monkeypatch):
@@ -144,3 +159,22 @@ def test_error_prefix(host, address, port, expected):
     """Errors begin as libpq's do, with the name, its address and the port."""
     expected = f"connection to server {expected} failed: "
     assert error_prefix(host, address, port) == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "where", "expected"),
+    [
+        (Host("one", "", ""), ("one", "10.0.0.1", 5432), True),
+        (Host("one", "", "5433"), ("one", "10.0.0.1", 5432), False),
+        (Host("one", "10.0.0.1", ""), ("one", "10.0.0.2", 5432), False),
+        (Host("", "10.0.0.1", ""), ("10.0.0.1", "10.0.0.1", 5432), True),
+        (Host("", "127.1", ""), ("127.1", "127.0.0.1", 5432), True),
+        (Host("", "::1", ""), ("0::1", "0::1", 5432), True),
+        (Host("", "", ""), ("/run/postgresql", "", 5432), True),
+        (Host("", "", ""), ("localhost", "127.0.0.1", 5432), True),
+        (Host("", "", ""), ("127.0.0.1", "127.0.0.1", 5432), False),
+    ],
+)
+def test_where_libpq_is(host, where, expected):
+    """A host is recognized by what libpq reports; an empty one is libpq's default."""
+    assert host.is_at(*where) == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import os
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,6 +24,7 @@ _VARIABLES = {
     "service": "PGSERVICE",
     "connect_timeout": "PGCONNECT_TIMEOUT",
     "load_balance_hosts": "PGLOADBALANCEHOSTS",
+    "target_session_attrs": "PGTARGETSESSIONATTRS",
 }
 
 
@@ -53,13 +55,14 @@ class Host:
 
     def is_at(self, host: str, address: str, port: int) -> bool:
         """Return whether the values that libpq reports are those of this host."""
-        return (
-            self.host in ("", host)
-            and int(self.port or DEFAULT_PORT) == port
-            and (
-                self.address in ("", address) or is_same_address(self.address, address)
-            )
-        )
+        if int(self.port or DEFAULT_PORT) != port:
+            return False
+        if self.address:
+            is_here = self.address == address or is_same_address(self.address, address)
+            return is_here and self.host in ("", host)
+        # libpq's default is a unix socket, or localhost if it was built without these.
+        is_default = host.startswith(("/", "@")) or host == "localhost"
+        return self.host == host or (not self.host and is_default)
 
 
 @lru_cache(maxsize=64)
@@ -80,12 +83,17 @@ def _without_scope(address: str) -> str:
 def is_same_address(one: str, other: str) -> bool:
     """Return whether the addresses are equal, ignoring the scope that libpq omits."""
     try:
-        addresses = [
-            ipaddress.ip_address(_without_scope(text)) for text in (one, other)
-        ]
-    except ValueError:
+        return _parsed(one) == _parsed(other)
+    except (ValueError, OSError):
         return False
-    return addresses[0] == addresses[1]
+
+
+def _parsed(address: str) -> object:
+    """Return an address as libpq reads it, also a short one such as ``127.1``."""
+    text = _without_scope(address)
+    if ":" in text:
+        return ipaddress.ip_address(text)
+    return ipaddress.ip_address(socket.inet_aton(text))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,10 +101,14 @@ class Plan:
     """The parameters for connecting, from a connection string and the environment."""
 
     dsn: str
+    shown: str
+    """The same as `connection.dsn` shows it."""
     hosts: tuple[Host, ...]
     connect_timeout: str | None
     is_shuffled: bool
     """Whether libpq shuffles the hosts."""
+    is_in_order: bool
+    """Whether libpq tries each host once, in the given order."""
     given: Mapping[str, str]
     """The application's values of *host*, *hostaddr* and *port*."""
     inherited: Mapping[str, str]
@@ -114,6 +126,7 @@ class Plan:
             self,
             connect_timeout=other.connect_timeout,
             is_shuffled=other.is_shuffled,
+            is_in_order=other.is_in_order,
             rest=other.rest,
         )
 
@@ -132,23 +145,26 @@ class Plan:
 
 
 @lru_cache(maxsize=64)
-def with_addresses(
-    planned: Plan, found: tuple[tuple[str, ...], ...]
-) -> tuple[tuple[Host, ...], str]:
-    """Return the hosts of a plan with their addresses, and the connection string.
+def at_addresses(name: Host, addresses: tuple[str, ...]) -> tuple[Host, ...]:
+    """Return the host *name* at each of these addresses."""
+    # The name stays beside it: TLS verification and .pgpass go by the name.
+    return tuple([Host(name.host, one, name.port, True) for one in addresses])
 
-    *found* has, for each host, the addresses of its name; none for what is no name. A
-    name that has none is left out. Made once as long as the addresses do not change.
+
+NEXT = Host("/dev/null/psycogreen", "", "")
+"""A host that libpq fails to connect to at once. If it comes to this one, it goes on."""
+
+
+@lru_cache(maxsize=64)
+def until_name(planned: Plan, hosts: tuple[Host, ...]) -> str:
+    """Return the connection string of a plan with *hosts*, up to the first name.
+
+    In its place, and that of all hosts after it, is `NEXT`.
     """
-    hosts: list[Host] = []
-    for host, addresses in zip(planned.hosts, found, strict=True):
+    for number, host in enumerate(hosts):
         if host.is_name:
-            # The name stays beside it: TLS verification and .pgpass go by the name.
-            found_hosts = (Host(host.host, one, host.port, True) for one in addresses)
-            hosts += found_hosts
-        else:
-            hosts.append(host)
-    return tuple(hosts), planned.with_hosts(hosts) if hosts else ""
+            return planned.with_hosts([*hosts[:number], NEXT])
+    return planned.with_hosts(hosts)
 
 
 def _escaped(value: str) -> str:
@@ -219,11 +235,16 @@ def _made(
     """
     rest = {word: value for word, value in parameters.items() if word not in LISTS}
     has_names = any(host.is_name for host in hosts)
+    is_shuffled = settings.get("load_balance_hosts") == "random"
     return Plan(
         dsn=dsn,
+        shown=as_shown(dsn),
         hosts=hosts,
         connect_timeout=settings.get("connect_timeout"),
-        is_shuffled=settings.get("load_balance_hosts") == "random",
+        is_shuffled=is_shuffled,
+        is_in_order=not (
+            is_shuffled or settings.get("target_session_attrs") == "prefer-standby"
+        ),
         given={word: shown[word] for word in LISTS if word in shown},
         inherited={
             word: settings[word]

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Found = list[tuple[Any, ...]]
 GetAddrInfo = Callable[..., Found]
+Resolve = Callable[[str], list[str]]
+"""Returns the addresses of a name. Raises `OSError` or `UnicodeError`."""
 
 _STREAMS = None, socket.AF_UNSPEC, socket.SOCK_STREAM
 """The arguments of `getaddrinfo`: stream sockets of any family."""

@@ -203,6 +203,8 @@ def _connect(
         try:
             return conn.poll()
         except psycopg2.OperationalError as ex:
+            if attempt.go_on(conn, str(ex)):
+                return POLL_WRITE
             _complete(ex, conn, attempt)
             raise
 
@@ -222,7 +224,7 @@ def _failed_to_connect(
     Return ``True`` if *conn* is established nevertheless, else raise.
     """
     try:
-        if isinstance(ex, (HubGone, InHub)):
+        if _goes_on(conn, entry, attempt, ex):
             # Wait until the socket can be written, which may be what poll() has asked
             # for. To poll early for a read is harmless.
             wait_socket = framework.wait_socket
@@ -235,6 +237,19 @@ def _failed_to_connect(
     except BaseException as error:
         _close_unconnected(conn, error, entry.since)
         raise
+
+
+def _goes_on(
+    conn: connection, entry: Entry, attempt: Attempt, ex: BaseException
+) -> bool:
+    """Return whether *attempt* goes on after *ex*, now without its entry."""
+    if isinstance(ex, (HubGone, InHub)):
+        return True
+    if is_interruption(ex) or not attempt.go_on(conn, str(ex)):
+        return False
+    entry.state = NOWHERE  # its socket was closed
+    forget(entry)
+    return True
 
 
 def _complete(

@@ -32,7 +32,7 @@ class ConnectTimeout(psycopg2.OperationalError):
 
 
 class Attempt(Protocol):
-    """An attempt to connect: see `psycogreen._interface.connecting`."""
+    """An attempt to connect: see `psycogreen._interface.attempts`."""
 
     is_taken: bool
     """Whether its connection is known."""
@@ -56,6 +56,13 @@ class Attempt(Protocol):
         Raise `ConnectTimeout` if there are none.
         """
 
+    def go_on(self, conn: connection, error: str) -> bool:
+        """Go on with further hosts if *conn*, whose ``poll()`` has failed, would.
+
+        Return whether it did: then *conn* next waits until its socket can be written.
+        Raise `psycopg2.OperationalError` if no host is left.
+        """
+
     def completed(self, conn: connection, error: str) -> str:
         """Return libpq's *error* with the beginning that names the first host."""
 
@@ -65,7 +72,7 @@ current: ContextVar[Attempt | None] = ContextVar("psycogreen_attempt", default=N
 
 begun_elsewhere: Callable[[], Attempt]
 """Makes the attempt of a connection of which only the object is known. It is set by
-`psycogreen._interface.connecting`."""
+`psycogreen._interface.attempts`."""
 
 
 def take_attempt(conn: connection) -> Attempt:
