@@ -1,9 +1,12 @@
 """Connecting: its deadline, its hosts, their names."""
 
 import contextlib
+import gc
 import os
 import socket
 import time
+import traceback
+import weakref
 from collections import deque
 from types import SimpleNamespace
 
@@ -530,8 +533,130 @@ def test_error_that_is_final(green, port, names):
             host="127.0.0.1,db.example", port=port, user="nobody", dbname="postgres"
         )
     assert 'role "nobody" does not exist' in str(caught.value)
-    assert NEXT.host not in str(caught.value)
+    assert NEXT.address not in str(caught.value)
     assert names == []
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        {"host": "127.0.0.1,db.example", "port": "99999,{port}"},
+        {"host": "a,db.example", "hostaddr": "bad,", "port": "{port}"},
+        {"host": f"/{'x' * 200},db.example", "port": "{port}"},
+    ],
+)
+def test_name_after_a_wrong_host(green, user, port, names, hosts):
+    """A name is looked up after a host to which libpq cannot connect at all."""
+    hosts = {word: value.format(port=port) for word, value in hosts.items()}
+    psycopg2.connect(**hosts, **user).close()
+    assert names == ["db.example"]
+
+
+def test_each_name_has_its_time(green, user, port, monkeypatch):
+    """The time of a host begins when its name is known: a lookup may take longer."""
+
+    def resolve(host):
+        green.sleep(1.5)
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(connecting.installed(), "resolve", resolve)
+    with starting_server() as failing:
+        psycopg2.connect(
+            host="127.0.0.1,db.example",
+            port=f"{failing},{port}",
+            sslmode="disable",
+            connect_timeout=1,
+            **user,
+        ).close()
+
+
+def test_factory_that_tries_again(green, user, port, names):
+    """A factory that uses its connection string again does so with all hosts."""
+    given = []
+
+    def factory(dsn, async_=0):
+        given.append(dsn)
+        with contextlib.suppress(psycopg2.OperationalError):
+            psycopg2.extensions.connection(f"{dsn} connect_timeout=1 user=nobody")
+        return psycopg2.extensions.connection(dsn)
+
+    conn = psycopg2.connect(
+        host="127.0.0.1,db.example", port=port, connection_factory=factory, **user
+    )
+    conn.close()
+    assert len(given) == 1
+    assert NEXT.address not in given[0]
+    assert names == ["db.example"]
+
+
+@pytest.mark.parametrize("limit", [{}, {"connect_timeout": 5}])
+def test_traceback_of_a_later_error(green, user, names, limit):
+    """The traceback of an error shows nothing of how the attempt went on."""
+    with (
+        starting_server() as failing,
+        pytest.raises(psycopg2.OperationalError) as caught,
+    ):
+        psycopg2.connect(
+            host="127.0.0.1,dead.example",
+            port=failing,
+            sslmode="disable",
+            **limit,
+            **user,
+        )
+    text = "".join(traceback.format_exception(caught.value))
+    assert "no such name" in text
+    assert NEXT.address not in text
+
+
+def test_environment_that_is_not_utf8(green, user, port):
+    """A value of another encoding in the environment is passed on after a silent host."""
+    os.environb[b"PGAPPNAME"] = b"caf\xe9"
+    try:
+        with hosts_after_a_silent_one(port) as hosts:
+            conn = psycopg2.connect(hosts, **user)
+    finally:
+        del os.environb[b"PGAPPNAME"]
+    cursor = conn.cursor()
+    cursor.execute("select current_setting('application_name')")
+    assert cursor.fetchone()[0].startswith("caf")
+    conn.close()
+
+
+@pytest.mark.parametrize("failing", [closed_port, starting_server])
+def test_failed_connection_is_freed(green, user, failing):
+    """A connection that could not be opened is freed without the garbage collector."""
+    made = []
+
+    class Connection(psycopg2.extensions.connection):
+        def __init__(self, *args):
+            made.append(weakref.ref(self))
+            super().__init__(*args)
+
+    gc.disable()
+    try:
+        with failing() as port, pytest.raises(psycopg2.OperationalError) as caught:
+            psycopg2.connect(
+                host="127.0.0.1",
+                port=port,
+                sslmode="disable",
+                connection_factory=Connection,
+                **user,
+            )
+        del caught
+        assert [reference() for reference in made] == [None]
+    finally:
+        gc.enable()
+
+
+def test_failures_before_a_name_are_counted(green, user, names):
+    """An attempt that ends when no name has an address counts as one wait."""
+    before = psycogreen.status().waits
+    with starting_server() as failing, pytest.raises(psycopg2.OperationalError):
+        psycopg2.connect(
+            host="127.0.0.1,dead.example", port=failing, sslmode="disable", **user
+        )
+    await_(green, lambda: psycogreen.status().waits > before)
+    assert psycogreen.status().waits == before + 1
 
 
 def test_name_after_the_wrong_kind_of_server(green, user, port, names):

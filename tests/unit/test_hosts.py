@@ -77,7 +77,7 @@ def test_nothing_to_resolve(connect, dsn):
         ("host=one", "one", "10.0.0.1", None),
         ("host=one port=5433", "one", "10.0.0.1", "5433"),
         ("host=two port=5433", "two,two", "10.0.0.2,::2", "5433,5433"),
-        ("host=two,one port=1,2", f"two,two,{NEXT.host}", "10.0.0.2,::2,", "1,1,"),
+        ("host=two,one port=1,2", "two,two,", f"10.0.0.2,::2,{NEXT.address}", "1,1,"),
         (
             "host=two,one port=1,2 load_balance_hosts=random",
             *("two,two,one", "10.0.0.2,::2,10.0.0.1", "1,1,2"),
@@ -100,7 +100,7 @@ def test_name_after_another_host(connect):
     """A name is not looked up before libpq has come to it; another host marks its place."""
     given, resolved = connect("host=/run,one port=5433")
     assert resolved == []
-    assert given == {"host": f"/run,{NEXT.host}", "port": "5433,"}
+    assert given == {"host": "/run,", "hostaddr": f",{NEXT.address}", "port": "5433,"}
 
 
 def test_names_from_the_environment(connect, monkeypatch):

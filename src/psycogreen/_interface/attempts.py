@@ -21,6 +21,7 @@ from psycogreen._interface.hosts import (
     plan,
     plan_begun,
     until_name,
+    with_hosts,
 )
 from psycogreen._interface.lookups import Resolve, look_up_in_place
 from psycogreen._interface.restart import restart
@@ -55,6 +56,9 @@ class PlannedAttempt:
     has_begun = False
     """Whether libpq has begun to connect without an error."""
 
+    restarts = 0
+    """How often it has restarted with other hosts."""
+
     _errors = ""
     _resolve: Resolve
     _first: Host | None = None
@@ -79,12 +83,16 @@ class PlannedAttempt:
             self._hosts = tuple(
                 chain.from_iterable(map(self._addresses, self._plan.hosts))
             )
-        self._begin_with_first()
+        self.begin_with_first()
+        self._has_one_address = len(self._hosts) == 1
 
-    def _begin_with_first(self) -> None:
-        """Set the connection string for the first host and those after it."""
+    def begin_with_first(self) -> None:
+        """Set the connection string for the first host and those after it.
+
+        Raise `psycopg2.OperationalError` if no host is left.
+        """
         self._look_up_first()
-        self.dsn = until_name(self._plan, self._hosts)
+        self.dsn = with_hosts(self._plan, until_name(self._hosts))
         self._shown = as_shown(self.dsn)
 
     def _look_up_first(self) -> None:
@@ -95,7 +103,6 @@ class PlannedAttempt:
         if not hosts:
             raise psycopg2.OperationalError(self._errors)
         self._hosts = hosts
-        self._has_one_address = len(hosts) == 1
 
     def _addresses(self, host: Host) -> tuple[Host, ...]:
         """Return *host* at each of the addresses of its name."""
@@ -126,7 +133,7 @@ class PlannedAttempt:
         return True
 
     def has_one_address(self) -> bool:
-        """Return whether there is only one host, and libpq need not resolve it."""
+        """Return whether there has been one host only, and libpq need not resolve it."""
         return self._has_one_address
 
     def begin(self, conn: connection) -> int | None:
@@ -155,70 +162,73 @@ class PlannedAttempt:
             raise ConnectTimeout(self._errors)
         totals.timed_out += 1
         self._hosts = tuple(rest)
-        self._restart(conn)
+        self.go_on(conn)
 
-    def go_on(self, conn: connection, error: str) -> bool:
-        """Try the next name if that is why libpq has failed; return whether it was."""
-        if not self._is_next(error):
-            return False
-        self._leave_hosts_before_name(self.completed(conn, error))
-        self._restart(conn)
-        return True
+    def goes_on_after(self, conn: connection, error: psycopg2.OperationalError) -> bool:
+        """Complete *error*; return whether libpq would try a name that was not looked up.
+
+        Then leave the hosts that it has tried: `go_on` restarts with the name.
+        """
+        error.args = (self.completed(conn, str(error)),)
+        return self._comes_to_name(error)
 
     def goes_on_after_first(self, error: psycopg2.OperationalError) -> bool:
-        """Prepare to try the next name if that is why libpq's first call has failed.
+        """Do the same if all hosts have failed immediately, in libpq's first call.
 
-        Otherwise complete libpq's *error*, if all hosts failed immediately. An error
-        that the connection factory raised by itself stays as it is.
+        An error that the connection factory raised by itself stays as it is.
         """
         text = str(error)
+        prefixes = [host.libpq_prefix() for host in self._hosts]
         if self.has_begun or not any(
-            host.libpq_prefix() in text for host in self._hosts
+            part in text for part in (NEXT.address, *prefixes)
         ):
             return False
-        text = self._errors + self._named(text)
-        if not self._is_next(text):
-            error.args = (text,)
+        error.args = (self._errors + self._named(text),)
+        return self._comes_to_name(error)
+
+    def _comes_to_name(self, error: psycopg2.OperationalError) -> bool:
+        """Leave the hosts before the next name, if *error* says that libpq came to it."""
+        text = str(error)
+        at = text.find(NEXT.address) if self.is_resolved else -1
+        if at < 0:
             return False
-        self._leave_hosts_before_name(text)
-        self._begin_with_first()
+        self._errors = text[: text.rfind("\n", 0, at) + 1]
+        # Another error may be raised while this one is handled, and show it.
+        error.args = (self._errors,)
+        self._hosts = tuple(dropwhile(lambda host: not host.is_name, self._hosts))
         return True
 
-    def _is_next(self, error: str) -> bool:
-        """Return whether libpq would try a host whose name was not looked up."""
-        return self.is_resolved and NEXT.libpq_prefix() in error
-
-    def _leave_hosts_before_name(self, error: str) -> None:
-        """Leave the hosts that libpq has tried, with this *error*."""
-        self._errors = error.partition(NEXT.libpq_prefix())[0]
-        self._hosts = tuple(dropwhile(lambda host: not host.is_name, self._hosts))
-
-    def _restart(self, conn: connection) -> None:
+    def go_on(self, conn: connection) -> None:
         """Restart with the hosts that are left."""
         # The class of the connection may have replaced the password.
         self._plan = self._plan.with_settings_of(_plan_begun(conn))
-        while True:
-            if self.is_resolved:
-                self._look_up_first()
-                dsn = until_name(self._plan, self._hosts)
-            else:
-                first = self._hosts[0]
-                self._has_one_address = len(self._hosts) == 1 and not first.is_name
-                dsn = self._plan.with_hosts(self._hosts)
-            try:
-                restart(conn, dsn)
-            except psycopg2.OperationalError as ex:
-                text = self._errors + self._named(str(ex))
-                if not self._is_next(text):
-                    ex.args = (text,)
-                    raise
-                self._leave_hosts_before_name(text)
-            else:
-                break
+        self._has_one_address = False
+        while not self._is_restarted(conn):
+            pass  # libpq came to a name at once
+        self.restarts += 1
         if not readback.is_noted(conn):
             readback.note(conn, self._plan)
         self._first, self._first_prefix = None, ""
         self.begin(conn)
+
+    def _is_restarted(self, conn: connection) -> bool:
+        """Restart with the first host and those after it, up to the next name.
+
+        Return ``False`` if libpq has failed to connect to all of these immediately.
+        """
+        hosts = self._hosts
+        if self.is_resolved:
+            self._look_up_first()
+            hosts = until_name(self._hosts)
+        try:
+            # Not cached: the string may have a password that is used once.
+            restart(conn, self._plan.with_hosts(hosts))
+        except psycopg2.OperationalError as ex:
+            ex.args = (self._errors + self._named(str(ex)),)
+            if not self._comes_to_name(ex):
+                raise
+            return False
+        return True
 
     def _here(self, conn: connection) -> Host:
         """Return the host that *conn* is at."""
@@ -276,6 +286,7 @@ class AttemptElsewhere:
     """
 
     is_taken = False
+    restarts = 0
     _first_prefix = ""
     _planned: PlannedAttempt | None = None
 
@@ -295,18 +306,23 @@ class AttemptElsewhere:
         return parse_connect_timeout(parameters.get("connect_timeout"))
 
     def has_one_address(self) -> bool:
-        """Return whether there is only one host, and libpq need not resolve it."""
-        return self._planned is not None and self._planned.has_one_address()
+        """Return ``False``: there may be more."""
+        return False
 
     def leave_host(self, conn: connection) -> None:
         """Restart without the host that *conn* is at."""
         if self._planned is None:
             self._planned = PlannedAttempt(_plan_begun(conn))
         self._planned.leave_host(conn)
+        self.restarts += 1
 
-    def go_on(self, conn: connection, error: str) -> bool:
-        """Return ``False``: libpq has all hosts."""
+    def goes_on_after(self, conn: connection, error: psycopg2.OperationalError) -> bool:
+        """Complete *error*; return ``False``: libpq has all hosts."""
+        error.args = (self.completed(conn, str(error)),)
         return False
+
+    def go_on(self, conn: connection) -> None:
+        """Do nothing."""
 
     def completed(self, conn: connection, error: str) -> str:
         """Return *error* with the beginning that libpq has lost."""

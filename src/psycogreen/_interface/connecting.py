@@ -7,7 +7,7 @@ function that `psycopg2.connect` calls: here, and in `attempts`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import psycopg2
@@ -40,14 +40,18 @@ class GreenConnect:
             return self.original(dsn, *args, **options)
         attempt = PlannedAttempt(planned)
         if self.resolve and planned.has_names:
-            # An asynchronous connection may wait without the wait callback.
-            is_async = options.get("async") or options.get("async_")
-            attempt.resolve(self.resolve, all_names=bool(is_async))
+            attempt.resolve(self.resolve, all_names=_needs_all_names(options))
         token = deadline.current.set(attempt)
         try:
-            conn = self.original(attempt.dsn, *args, **options)
-        except psycopg2.OperationalError as ex:
-            conn = self._go_on(attempt, ex, args, options)
+            while True:
+                try:
+                    conn = self.original(attempt.dsn, *args, **options)
+                except psycopg2.OperationalError as ex:
+                    if not attempt.goes_on_after_first(ex):
+                        raise
+                else:
+                    break
+                attempt.begin_with_first()
         finally:
             deadline.current.reset(token)
         # Of an asynchronous connection, whose application does the waiting.
@@ -55,20 +59,15 @@ class GreenConnect:
             readback.note(conn, planned)
         return conn
 
-    def _go_on(
-        self,
-        attempt: PlannedAttempt,
-        error: psycopg2.OperationalError,
-        args: tuple[object, ...],
-        options: dict[str, Any],
-    ) -> connection:
-        """Connect with the next hosts after *error*; raise it if there are none."""
-        while attempt.goes_on_after_first(error):
-            try:
-                return self.original(attempt.dsn, *args, **options)
-            except psycopg2.OperationalError as ex:
-                error = ex
-        raise error
+
+def _needs_all_names(options: Mapping[str, Any]) -> bool:
+    """Return whether all names must be looked up before libpq's first call."""
+    # An asynchronous connection may wait without the wait callback.
+    if options.get("async") or options.get("async_"):
+        return True
+    # A factory may use the connection string again, or change it.
+    factory = options.get("connection_factory") or connection
+    return getattr(factory, "__init__", None) is not connection.__init__
 
 
 def install(resolve: Resolve | None) -> None:

@@ -151,19 +151,21 @@ def at_addresses(name: Host, addresses: tuple[str, ...]) -> tuple[Host, ...]:
     return tuple([Host(name.host, one, name.port, True) for one in addresses])
 
 
-NEXT = Host("/dev/null/psycogreen", "", "")
-"""A host that libpq fails to connect to at once. If it comes to this one, it goes on."""
+NEXT = Host("", "psycogreen.next", "")
+"""A host whose address libpq cannot parse, and says so, if it comes to it."""
+
+
+def until_name(hosts: tuple[Host, ...]) -> tuple[Host, ...]:
+    """Return *hosts* up to the first name. In place of that and the rest is `NEXT`."""
+    for number, host in enumerate(hosts):
+        if host.is_name:
+            return (*hosts[:number], NEXT)
+    return hosts
 
 
 @lru_cache(maxsize=64)
-def until_name(planned: Plan, hosts: tuple[Host, ...]) -> str:
-    """Return the connection string of a plan with *hosts*, up to the first name.
-
-    In its place, and that of all hosts after it, is `NEXT`.
-    """
-    for number, host in enumerate(hosts):
-        if host.is_name:
-            return planned.with_hosts([*hosts[:number], NEXT])
+def with_hosts(planned: Plan, hosts: tuple[Host, ...]) -> str:
+    """Return what `Plan.with_hosts` does, made once as long as the hosts are the same."""
     return planned.with_hosts(hosts)
 
 
@@ -251,7 +253,8 @@ def _made(
             for word in LISTS
             if word in settings and word not in shown
         },
-        rest=str(make_dsn(**rest)),
+        # Not by make_dsn(): a value from the environment need not be UTF-8.
+        rest=" ".join(f"{word}='{_escaped(value)}'" for word, value in rest.items()),
         has_names=has_names,
         has_one_address=len(hosts) == 1 and not has_names,
     )

@@ -24,7 +24,7 @@ def restart(conn: connection, dsn: str) -> None:
     former = pgconn(conn)
     place = _place(conn, former)
     library = waiting_libpq()
-    begun = library.PQconnectStart(dsn.encode())
+    begun = library.PQconnectStart(dsn.encode(errors="surrogateescape"))
     if library.PQstatus(begun) == CONNECTION_BAD:
         error = library.PQerrorMessage(begun).decode(errors="replace")
         library.PQfinish(begun)

@@ -203,10 +203,10 @@ def _connect(
         try:
             return conn.poll()
         except psycopg2.OperationalError as ex:
-            if attempt.go_on(conn, str(ex)):
-                return POLL_WRITE
-            _complete(ex, conn, attempt)
-            raise
+            if not attempt.goes_on_after(conn, ex):
+                raise
+        attempt.go_on(conn)
+        return POLL_WRITE
 
     wait_socket = partial(_wait_unless_writable, wait_socket)
     _wait_socket(conn, state, wait_socket, timeout, since, poll)
@@ -224,39 +224,34 @@ def _failed_to_connect(
     Return ``True`` if *conn* is established nevertheless, else raise.
     """
     try:
-        if _goes_on(conn, entry, attempt, ex):
-            # Wait until the socket can be written, which may be what poll() has asked
-            # for. To poll early for a read is harmless.
-            wait_socket = framework.wait_socket
-            _connect(conn, POLL_WRITE, attempt, wait_socket, None, entry.since)
-            return True
-        entry.epoll_set.ended += 1
-        if isinstance(ex, psycopg2.OperationalError) and not is_interruption(ex):
-            _complete(ex, conn, attempt)
-        raise ex
+        if not isinstance(ex, (HubGone, InHub)):
+            _go_on_after(conn, entry, attempt, ex)
+        # Wait until the socket can be written, which may be what poll() has asked for.
+        # To poll early for a read is harmless.
+        _connect(conn, POLL_WRITE, attempt, framework.wait_socket, None, entry.since)
+        return True
     except BaseException as error:
         _close_unconnected(conn, error, entry.since)
         raise
 
 
-def _goes_on(
+def _go_on_after(
     conn: connection, entry: Entry, attempt: Attempt, ex: BaseException
-) -> bool:
-    """Return whether *attempt* goes on after *ex*, now without its entry."""
-    if isinstance(ex, (HubGone, InHub)):
-        return True
-    if is_interruption(ex) or not attempt.go_on(conn, str(ex)):
-        return False
+) -> None:
+    """Go on after *ex*, without *entry*; raise *ex* if the attempt does not."""
+    try:
+        if (
+            not isinstance(ex, psycopg2.OperationalError)
+            or is_interruption(ex)
+            or not attempt.goes_on_after(conn, ex)
+        ):
+            raise ex
+        attempt.go_on(conn)
+    except BaseException:
+        entry.epoll_set.ended += 1
+        raise
     entry.state = NOWHERE  # its socket was closed
     forget(entry)
-    return True
-
-
-def _complete(
-    ex: psycopg2.OperationalError, conn: connection, attempt: Attempt
-) -> None:
-    """Add what libpq's text lacks to *ex*, with which ``poll()`` has failed."""
-    ex.args = (attempt.completed(conn, str(ex)),)
 
 
 def _close_unconnected(conn: connection, ex: BaseException, since: float) -> None:

@@ -37,6 +37,9 @@ class Attempt(Protocol):
     is_taken: bool
     """Whether its connection is known."""
 
+    restarts: int
+    """How often it has restarted with other hosts."""
+
     def is_of(self, conn: connection) -> bool:
         """Return whether *conn* tries the hosts of this attempt."""
 
@@ -56,15 +59,17 @@ class Attempt(Protocol):
         Raise `ConnectTimeout` if there are none.
         """
 
-    def go_on(self, conn: connection, error: str) -> bool:
-        """Go on with further hosts if *conn*, whose ``poll()`` has failed, would.
+    def goes_on_after(self, conn: connection, error: psycopg2.OperationalError) -> bool:
+        """Return whether further hosts are to be tried after *error* of ``poll()``.
 
-        Return whether it did: then *conn* next waits until its socket can be written.
-        Raise `psycopg2.OperationalError` if no host is left.
+        Complete *error*, from which libpq has lost the beginning.
         """
 
-    def completed(self, conn: connection, error: str) -> str:
-        """Return libpq's *error* with the beginning that names the first host."""
+    def go_on(self, conn: connection) -> None:
+        """Try them. *conn* next waits until its socket can be written.
+
+        Raise `psycopg2.OperationalError` if no host is left.
+        """
 
 
 current: ContextVar[Attempt | None] = ContextVar("psycogreen_attempt", default=None)
@@ -128,7 +133,8 @@ class ConnectWait:
         if not self._attempt.has_one_address():
             info = self._conn.info
             # The message has grown if libpq has left an address.
-            host = (info.host, info.port, info.error_message)
+            message = info.error_message
+            host = (self._attempt.restarts, info.host, info.port, message)
             if host != self._host:
                 self._host = host
                 self._end = now + self._seconds

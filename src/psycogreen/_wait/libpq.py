@@ -127,7 +127,8 @@ def pgconn(conn: connection) -> int:
 def parameters(conn: connection) -> dict[str, str]:
     """Return the parameters of *conn*, its password included, wherever they come from.
 
-    The options that only say where libpq has looked for others are left out.
+    The options that only say where libpq has looked for others are left out. What is not
+    UTF-8 is decoded with surrogates.
     """
     options = libpq().PQconninfo(pgconn(conn))
     try:
@@ -136,7 +137,8 @@ def parameters(conn: connection) -> dict[str, str]:
             if option.keyword is None:
                 break
             if option.val is not None:
-                found[option.keyword.decode()] = option.val.decode()
+                value = option.val.decode(errors="surrogateescape")
+                found[option.keyword.decode()] = value
     finally:
         libpq().PQconninfoFree(options)
     return {word: found[word] for word in found.keys() - {"service", "servicefile"}}
