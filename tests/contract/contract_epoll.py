@@ -16,6 +16,7 @@ from psycopg2.extensions import POLL_READ, parse_dsn
 
 import psycogreen
 from psycogreen._wait import epoll, native, pure
+from psycogreen._wait.hub import HubGone
 from psycogreen._wait.twin import CHECK_INTERVAL
 
 native_sleep = native.original("time", "sleep")
@@ -54,6 +55,32 @@ def test_in_the_set(green, conn):
     assert epoll.entries[conn.fileno()] is entry
     assert entry.waiter is None
     assert entry.epoll_set.waiting == 0
+
+
+def test_set_that_is_closed_while_a_wait_prepares(green, connect):
+    """A wait whose set a destructor closes, as it makes another, finds the hub gone."""
+    conn = connect()
+    hub = SimpleNamespace(
+        greenlet=green.hub_greenlet(),
+        plain=type(None),
+        switch=None,
+        releases_late=False,
+        watch=lambda *arguments: None,
+        unwatch=lambda: None,
+    )
+    epoll_set = epoll.EpollSet(hub)
+    entry = epoll_set.entry(conn)
+    real = epoll_set._epoll
+
+    def register(fd, events):
+        epoll_set.close()
+        real.register(fd, events)
+
+    epoll_set._epoll = SimpleNamespace(register=register, close=real.close)
+    with pytest.raises(HubGone):
+        epoll_set.change(entry, POLL_READ)
+    assert entry.state == epoll.NOWHERE
+    assert query(conn) == 1
 
 
 def test_server_speaks_to_an_idle_connection(green, connect, settled):

@@ -118,6 +118,10 @@ class EpollSet(BaseSet):
             self._claim(entry)
         try:
             self._report(entry, state)
+        except ValueError:
+            # Closed since then: a destructor has made the set of the thread's new hub.
+            entry.state = NOWHERE
+            raise HubGone from None
         except OSError as ex:
             entry.state = NOWHERE
             if ex.errno in _LOST:
