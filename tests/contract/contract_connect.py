@@ -570,6 +570,13 @@ def test_each_name_has_its_time(green, user, port, monkeypatch):
         ).close()
 
 
+def test_factory_of_something_else(green, port, names):
+    """What a factory returns need not be a connection."""
+    made = object()
+    options = {"host": "db.example", "port": port}
+    assert psycopg2.connect(connection_factory=lambda *_: made, **options) is made
+
+
 def test_factory_that_tries_again(green, user, port, names):
     """A factory that uses its connection string again does so with all hosts."""
     given = []

@@ -54,8 +54,14 @@ class GreenConnect:
                 attempt.begin_with_first()
         finally:
             deadline.current.reset(token)
-        # Of an asynchronous connection, whose application does the waiting.
-        if attempt.is_resolved and not attempt.has_begun and attempt.is_of(conn):
+        # Of an asynchronous connection, whose application does the waiting. (A factory may
+        # also return something else than a connection.)
+        if (
+            attempt.is_resolved
+            and not attempt.has_begun
+            and isinstance(conn, connection)
+            and attempt.is_of(conn)
+        ):
             readback.note(conn, planned)
         return conn
 
