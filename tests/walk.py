@@ -28,7 +28,7 @@ NOT_WALKED = [
     ("make test", "this is what runs now"),
     ("make lint", "CI runs it"),
     ("make docs", "CI runs it"),
-    ("make bench", "takes half an hour: test_benchmarks.py runs a short one"),
+    ("make bench", "takes 25 minutes: test_benchmarks.py runs a short one"),
     ("make faults", "takes minutes: tests/faults runs each of them"),
     (".venv/bin/pytest", "a selection of the tests that CI runs"),
 ]
