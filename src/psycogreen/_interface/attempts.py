@@ -48,7 +48,7 @@ class PlannedAttempt:
     """
 
     is_taken = False
-    """Whether its connection waits, or has waited."""
+    """Whether its connection is known."""
 
     is_resolved = False
     """Whether psycogreen looks up the names, not libpq."""
@@ -203,7 +203,7 @@ class PlannedAttempt:
         # The class of the connection may have replaced the password.
         self._plan = self._plan.with_settings_of(_plan_begun(conn))
         self._has_one_address = False
-        while not self._is_restarted(conn):
+        while not self._try_restart(conn):
             pass  # libpq came to a name at once
         self.restarts += 1
         if not readback.is_noted(conn):
@@ -211,7 +211,7 @@ class PlannedAttempt:
         self._first, self._first_prefix = None, ""
         self.begin(conn)
 
-    def _is_restarted(self, conn: connection) -> bool:
+    def _try_restart(self, conn: connection) -> bool:
         """Restart with the first host and those after it, up to the next name.
 
         Return ``False`` if libpq has failed to connect to all of these immediately.
@@ -287,6 +287,7 @@ class AttemptElsewhere:
 
     is_taken = False
     restarts = 0
+
     _first_prefix = ""
     _planned: PlannedAttempt | None = None
 
@@ -322,7 +323,7 @@ class AttemptElsewhere:
         return False
 
     def go_on(self, conn: connection) -> None:
-        """Do nothing."""
+        """Do nothing: it is never called, since `goes_on_after` returns ``False``."""
 
     def completed(self, conn: connection, error: str) -> str:
         """Return *error* with the beginning that libpq has lost."""
